@@ -1,0 +1,1 @@
+"""llmtrain: one runner that composes, plans and trains language models."""

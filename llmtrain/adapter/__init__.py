@@ -1,0 +1,1 @@
+"""Adapters: which of a model's parameters are trained."""

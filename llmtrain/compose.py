@@ -1,0 +1,251 @@
+"""The Hydra door: registers the schemas, composes, and says Hydra's errors in our one line."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from llmtrain.config import RunConfig
+from llmtrain.errors import DONE, FAILED, REFUSED, ConfigError, TrainingError, nearest
+from llmtrain.hardware import Hardware
+from llmtrain.schema import GROUPS, kinds
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+# Keys whose children are another library's to name: Hydra would ask for a `+` before each.
+OPEN_KEYS = re.compile(r"(?P<key>(model|teacher)\.config|zero\.extra)\.")
+
+Task = Callable[[RunConfig], float | None]
+
+
+def main(task: Task, command: str, summary: str) -> int:
+    """Compose the command line into a config, hand it to ``task``, and return the exit code."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(command, summary))
+        return DONE
+    points = Points(task)
+    try:
+        run_hydra(points)
+        if points.single is not None:
+            task(to_config(points.single))
+    except (ConfigError, TrainingError) as error:
+        return report(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return report(explain(error, sys.argv[1:]))
+    return FAILED if points.num_failed else DONE
+
+
+class Points:
+    """What Hydra calls with each composed point.
+
+    A single point is kept and run after Hydra has returned, so that its errors are ours alone. In
+    a multirun a point that fails is reported and the others go on.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.single: DictConfig | None = None
+        self.num_failed = 0
+
+    def __call__(self, values: DictConfig) -> float | None:
+        job = HydraConfig.get()
+        if job.mode != RunMode.MULTIRUN:
+            self.single = values
+            return None
+        print(f"\n[{job.job.num}] {' '.join(job.overrides.task)}", flush=True)
+        try:
+            return self.task(to_config(values))
+        except (ConfigError, TrainingError) as error:
+            self.num_failed += 1
+            print(f"[{job.job.num}] {error}", file=sys.stderr)
+            return float("nan")
+
+
+def report(error: ConfigError | TrainingError) -> int:
+    """Print one line and give the exit code that belongs to it."""
+    print(error, file=sys.stderr)
+    return REFUSED if isinstance(error, ConfigError) else FAILED
+
+
+def run_hydra(task: Callable[[DictConfig], float | None]) -> None:
+    """Let Hydra compose the command line, sweep it where asked, and call ``task`` for each point."""
+    register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors to us instead of printing them
+    sys.argv[1:] = [f"++{word}" if OPEN_KEYS.match(word) else word for word in sys.argv[1:]]
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+
+
+def register() -> None:
+    """Put the dataclass of every kind of every group into Hydra's store, below ``schema/``."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="run", node=RunConfig)
+    store.store(group="schema/hardware", name="hardware", node=Hardware)
+    for group in GROUPS:
+        for kind, part in kinds(group).items():
+            store.store(group=f"schema/{group}", name=kind, node=part)
+
+
+def to_config(values: DictConfig) -> RunConfig:
+    """The typed tree of what Hydra composed. Raises ConfigError for a value that is still missing."""
+    refuse_strangers(values)
+    try:
+        config = OmegaConf.to_object(values)
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        raise ConfigError(key, "???", "is needed", f"give it on the command line: {key}=...") from None
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def refuse_strangers(values: DictConfig, prefix: str = "") -> None:
+    """Raise ConfigError for a key that `+` or `++` put beside those of a schema."""
+    known = getattr(OmegaConf.get_type(values), "__dataclass_fields__", None)
+    for name in values:
+        key = f"{prefix}{name}"
+        if known is not None and name not in known:
+            raise ConfigError(key, values[name], "is no key of the config", nearest(key, known_keys()))
+        node = values._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            refuse_strangers(node, f"{key}.")
+
+
+def choices(group: str) -> list[str]:
+    """The choices of a group: the YAML files of its folder."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    """Every group that the command line can choose from."""
+    return sorted(path.name for path in CONF.iterdir() if choices(path.name))
+
+
+def help_text(command: str, summary: str) -> str:
+    """What ``--help`` prints: the use, every group and each of its choices."""
+    lines = [f"  {group}: {', '.join(choices(group))}" for group in groups()]
+    return "\n".join(
+        [
+            summary,
+            f"\nUse: python -m llmtrain.{command} [GROUP=CHOICE ...] [KEY=VALUE ...] [-m]\n",
+            "Groups and their choices:",
+            *lines,
+            "\n--cfg job     print the composed config and stop (with --resolve: values, not pointers)",
+            "-m            multirun: KEY=A,B runs one point for each value, one folder a point",
+        ]
+    )
+
+
+def explain(error: Exception, words: list[str]) -> ConfigError:
+    """Hydra's or OmegaConf's error as one line: key, value, reason, remedy."""
+    if isinstance(error, OverrideParseException):
+        key, _, value = str(error.override).partition("=")
+        remedy = "write KEY=VALUE, quoted where it has spaces, commas or brackets"
+        return ConfigError(key, value, "cannot be read", remedy)
+    text = " ".join(str(error).split())
+    for pattern, explanation in EXPLANATIONS:
+        if match := re.search(pattern, text):
+            return explanation(match, asked(words))
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and str(cause) not in str(error):
+        return explain(cause, words)
+    return ConfigError("command line", " ".join(words), f"is refused: {text}", "see --help")
+
+
+def asked(words: list[str]) -> dict[str, str]:
+    """``{key: value}`` of the overrides on a command line."""
+    pairs = (word.lstrip("+~").partition("=") for word in words if "=" in word)
+    return {key: value for key, _, value in pairs}
+
+
+def unknown_choice(match: re.Match[str], values: dict[str, str]) -> ConfigError:
+    group, choice = match["group"], match["choice"]
+    key = next((key for key in values if key.split("@")[0] == group), group)
+    return ConfigError(key, choice, f"is no choice of {group}", nearest(choice, choices(group)))
+
+
+def unknown_key(match: re.Match[str], values: dict[str, str]) -> ConfigError:
+    key = match["key"]
+    value = next((value for name, value in values.items() if name.startswith(key)), "")
+    return ConfigError(key, value, "is no key of the config", nearest(key, known_keys()))
+
+
+def wrong_type(match: re.Match[str], values: dict[str, str]) -> ConfigError:
+    key, value = match["key"], match["value"]
+    return ConfigError(key, value, f"is not {wanted_type(match['type'])}", "see --cfg job for its form")
+
+
+def wrong_member(match: re.Match[str], values: dict[str, str]) -> ConfigError:
+    known = match["known"].replace("'", "").split(", ")
+    return ConfigError(match["key"], match["value"], "is not a choice", f"choose one of {', '.join(known)}")
+
+
+def sweep_without_multirun(match: re.Match[str], values: dict[str, str]) -> ConfigError:
+    key, _, value = match["word"].partition("=")
+    return ConfigError(key, value, "is several values", "add -m to run one point for each")
+
+
+def value_for_a_group(match: re.Match[str], values: dict[str, str]) -> ConfigError:
+    return ConfigError(match["key"], match["value"], "is given for several keys", "give one of its keys")
+
+
+def bad_interpolation(match: re.Match[str], values: dict[str, str]) -> ConfigError:
+    return ConfigError(match["key"], "${" + match["to"] + "}", "points at nothing", "give a value instead")
+
+
+def wanted_type(name: str) -> str:
+    """A type's name in words."""
+    words = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+    return words.get(name, f"of type {name}")
+
+
+def known_keys() -> list[str]:
+    """Every group and every dotted key of the default experiment, for the nearest valid name."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values: Any = compose("config")
+    return groups() + dotted(values)
+
+
+def dotted(values: Any, prefix: str = "") -> list[str]:
+    """The dotted keys of nested values, parents included."""
+    keys = []
+    for name in values:
+        keys.append(f"{prefix}{name}")
+        node = values._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+            keys += dotted(node, f"{prefix}{name}.")
+    return keys
+
+
+EXPLANATIONS: list[tuple[str, Callable[[re.Match[str], dict[str, str]], ConfigError]]] = [
+    (r"Could not find '(?P<group>[\w/]+)/(?P<choice>[^/']+)'", unknown_choice),
+    (r"Could not override '(?P<key>[^']+)'\. No match", unknown_key),
+    (r"Could not override '(?P<key>[^']+)'\. ?To append", unknown_key),
+    (r"Key '[^']+' not in '\w+' full_key: (?P<key>\S+)", unknown_key),
+    (r"Key '[^']+' is not in struct full_key: (?P<key>\S+)", unknown_key),
+    (
+        r"Value '(?P<value>.*?)' of type '\w+' could not be converted to (?P<type>\w+) full_key: (?P<key>\S+)",
+        wrong_type,
+    ),
+    (r"Value '(?P<value>.*?)' is not a valid (?P<type>\w+).* full_key: (?P<key>\S+)", wrong_type),
+    (
+        r"Invalid value '(?P<value>.*?)', expected one of \[(?P<known>.*?)\] full_key: (?P<key>\S+)",
+        wrong_member,
+    ),
+    (r"Ambiguous value for argument '(?P<word>.*?)' 1\. ", sweep_without_multirun),
+    (r"Invalid type assigned: .* value: (?P<value>.*) full_key: (?P<key>\S+)", value_for_a_group),
+    (r"Merge error: .* value: (?P<value>.*) full_key: (?P<key>\S+)", value_for_a_group),
+    (r"Interpolation key '(?P<to>[^']+)' not found full_key: (?P<key>\S+)", bad_interpolation),
+]

@@ -1,0 +1,155 @@
+"""The typed tree that an experiment is composed into, its identity, and how a folder gives it back."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from llmtrain.errors import ConfigError, nearest
+from llmtrain.hardware import Hardware
+from llmtrain.schema import (
+    GROUPS,
+    Part,
+    kinds,
+    learned,
+    learned_values,
+    unlearned,
+    unlearned_part,
+)
+
+
+class Precision(Enum):
+    bf16 = "bf16"
+    bf16_pure = "bf16_pure"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Offload(Enum):
+    none = "none"
+    cpu = "cpu"
+    nvme = "nvme"
+
+
+class Format(Enum):
+    table = "table"
+    json = "json"
+
+
+@dataclass
+class Train:
+    """The problem that is learned: lengths, batches and horizon; and how a step is carried out."""
+
+    seq_len: int = learned("???", low=2)
+    global_batch: int = learned("???", low=1)
+    micro_batch: int | None = unlearned(low=1)
+    max_steps: int | None = learned(None, low=1)
+    max_tokens: float | None = learned(None, low=1)
+    max_epochs: float | None = learned(None, above=0)
+    precision: Precision | None = None
+    activation_checkpointing: str | None = unlearned()
+    compile: bool = unlearned(False)
+    grad_clip: float = learned(0.0, low=0)
+    log_every: int = unlearned(10, low=1)
+    eval_every: int | None = unlearned(low=1)
+    eval_batches: int | None = unlearned(low=1)
+
+
+@dataclass
+class Zero:
+    """How training state is spread over ranks and memories; ``extra`` goes to DeepSpeed as it is."""
+
+    stage: int | None = unlearned(low=0, high=3)
+    offload_optimizer: Offload | None = None
+    offload_params: Offload | None = None
+    nvme_path: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Checkpoint:
+    """Resumable state is saved every so many steps (null: planned); the newest ``keep`` stay."""
+
+    every: int | None = unlearned(low=1)
+    keep: int = unlearned(2, low=1)
+
+
+@dataclass
+class RunConfig:
+    """All that was asked of one run."""
+
+    name: str = unlearned("???")
+    seed: int = learned(0, low=0, high=2**32 - 1)
+    output_root: str = unlearned("outputs")
+    cache_root: str = unlearned("???")
+    debug: bool = unlearned(False)
+    resume: str = unlearned("auto")
+    format: Format = unlearned(Format.table)
+    train: Train = field(default_factory=Train)
+    zero: Zero = unlearned_part(Zero)
+    checkpoint: Checkpoint = unlearned_part(Checkpoint)
+    hardware: Hardware = unlearned_part(Hardware)
+    model: Any = None
+    teacher: Any = None
+    adapter: Any = None
+    optimizer: Any = None
+    schedule: Any = None
+    data: Any = None
+    mode: Any = None
+    launcher: Any = unlearned()
+
+    @property
+    def identity(self) -> str:
+        """8 hex digits over what is learned: where and how fast a run trains does not change it."""
+        text = json.dumps(learned_values(self), sort_keys=True, default=plain)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.cache_root).expanduser()
+
+    def to_yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.structured(self))
+
+
+def plain(value: Any) -> Any:
+    """An enum as its value, for JSON."""
+    return value.value if isinstance(value, Enum) else str(value)
+
+
+def load(path: Path) -> RunConfig:
+    """The config of a run folder's ``config.yaml``, rebuilt without Hydra."""
+    return build(OmegaConf.to_container(OmegaConf.load(path)))
+
+
+def build(values: Any) -> RunConfig:
+    """A RunConfig from plain values: each group's ``kind`` names the class that it becomes.
+
+    Raises ConfigError for a group whose kind does not exist.
+    """
+    parts = {
+        name: part_config(name, values[name]) for name in part_fields() if values.get(name) is not None
+    }
+    rest = {name: value for name, value in values.items() if name not in part_fields()}
+    config: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), rest))  # type: ignore[assignment]
+    for name, part in parts.items():
+        setattr(config, name, part)
+    return config
+
+
+def part_fields() -> list[str]:
+    """The fields of RunConfig that hold a part: the groups, and the teacher, which is a model."""
+    return [item.name for item in fields(RunConfig) if item.name in GROUPS or item.name == "teacher"]
+
+
+def part_config(name: str, values: dict[str, Any]) -> Part:
+    """One group's part from plain values."""
+    known = kinds("model" if name == "teacher" else name)
+    if values["kind"] not in known:
+        raise ConfigError(f"{name}.kind", values["kind"], "does not exist", nearest(values["kind"], known))
+    schema = OmegaConf.structured(known[values["kind"]])
+    return OmegaConf.to_object(OmegaConf.merge(schema, values))  # type: ignore[return-value]

@@ -1,0 +1,117 @@
+"""A plan as a model inside a DeepSpeed engine: the only place that starts DeepSpeed."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from llmtrain.config import RunConfig
+from llmtrain.errors import ConfigError
+from llmtrain.plan import Plan
+from llmtrain.ranks import Ranks
+from llmtrain.zero import deepspeed_config
+
+if TYPE_CHECKING:
+    import torch
+    from deepspeed import DeepSpeedEngine
+    from transformers import PreTrainedModel
+
+    from llmtrain.data.tokenizer import Vocabulary
+    from llmtrain.mode.base import Loss, Mode
+
+DTYPES = {"bf16": "bfloat16", "bf16_pure": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def start_ranks(plan: Plan, ranks: Ranks) -> "torch.device":
+    """Join the process group and take this rank's device and share of cores."""
+    os.environ["DS_ACCELERATOR"] = plan.device
+    import torch
+
+    torch.set_num_threads(plan.threads_per_rank)
+    import deepspeed
+
+    # A C++ operator for small messages between processes of one CPU: 40 s of compiling at the
+    # first start, for what gloo does as well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if plan.device == "cuda":
+        torch.cuda.set_device(ranks.local_rank)
+        torch.set_float32_matmul_precision("high")
+    backend = "nccl" if plan.device == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    return torch.device(plan.device, ranks.local_rank if plan.device == "cuda" else None)
+
+
+def build_engine(
+    config: RunConfig, plan: Plan, vocabulary: "Vocabulary", device: "torch.device"
+) -> "DeepSpeedEngine":
+    """The objective (model and mode), its optimizer and DeepSpeed around both.
+
+    Every rank starts from the same weights, whatever the number of ranks and the ZeRO stage.
+    """
+    import deepspeed
+    import torch
+
+    torch.manual_seed(config.seed)
+    with device:
+        model = build_model(config, plan, vocabulary)
+    objective = objective_of(model, config.mode)
+    optimizer = config.optimizer.build(model, plan.device, plan.offload_optimizer != "none")
+    engine, *_ = deepspeed.initialize(
+        model=objective,
+        optimizer=optimizer,
+        config=deepspeed_config(plan, config.zero.extra),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "PreTrainedModel":
+    """The model as the plan wants it: dtype, attention, scan kernel, recomputation, compilation."""
+    import torch
+
+    from llmtrain.kernel import selective_scan
+
+    tokens = {name: vocabulary.eos_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    dtype = getattr(torch, DTYPES[plan.precision])
+    model = config.model.build(dtype, plan.attention, **tokens)
+    if plan.scan_kernel is not None:
+        reference = plan.scan_kernel == "transformers"
+        selective_scan.install(model.config.model_type, reference=reference)
+    recompute(model, plan.activation_checkpointing)
+    if config.train.compile:
+        for layer in checkpointable_layers(model):
+            layer.compile()
+    return model
+
+
+def checkpointable_layers(model: "PreTrainedModel") -> list[Any]:
+    """The layers that transformers can recompute: its repeated blocks."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def recompute(model: "PreTrainedModel", asked: str) -> None:
+    """Keep a layer's input instead of its activations: for all layers, or for every k-th."""
+    if asked == "none":
+        return
+    if not model.supports_gradient_checkpointing:
+        reason = f"is not possible with {model.config.model_type}"
+        raise ConfigError("train.activation_checkpointing", asked, reason, "take none")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    every = 1 if asked == "full" else int(asked)
+    for number, layer in enumerate(checkpointable_layers(model)):
+        layer.gradient_checkpointing = number % every == 0
+
+
+def objective_of(model: "PreTrainedModel", mode: "Mode") -> "torch.nn.Module":
+    """One module from a batch to its loss, so that ZeRO-3's hooks see every use of a weight."""
+    from torch import nn
+
+    class Objective(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, batch: dict[str, Any]) -> "Loss":
+            return mode.loss(self.model, batch)
+
+    return Objective()

@@ -1,0 +1,172 @@
+"""The run folder: every path of a run, atomic writes, and the lock that keeps two runs apart."""
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llmtrain.errors import ConfigError
+
+
+class RunFolder:
+    """All paths of one run. Nothing else in the program joins a path below a run's folder."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The plan in force: the newest, where other hardware made a new one."""
+        numbered = sorted(self.path.glob("plan-*.json"), key=lambda path: int(path.stem[5:]))
+        return numbered[-1] if numbered else self.path / "plan.json"
+
+    @property
+    def next_plan(self) -> Path:
+        """Where a plan goes that differs from the one in force."""
+        first = self.path / "plan.json"
+        if not first.exists():
+            return first
+        number = int(self.plan.stem[5:]) + 1 if self.plan != first else 2
+        return self.path / f"plan-{number}.json"
+
+    @property
+    def overrides(self) -> Path:
+        return self.path / "overrides.txt"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def deepspeed(self) -> Path:
+        return self.path / "deepspeed.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def log(self, rank: int) -> Path:
+        return self.logs / f"rank_{rank}.log"
+
+    def error(self, rank: int) -> Path:
+        """What ended a rank, for the process that watches it."""
+        return self.logs / f"rank_{rank}.error.json"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of the published checkpoints, oldest first."""
+        found = self.checkpoints.glob("step_*")
+        return sorted(int(path.name[5:]) for path in found if path.name[5:].isdigit())
+
+    def exists(self) -> bool:
+        return self.config.exists()
+
+    def read_status(self) -> dict[str, Any]:
+        """``{"state", "step", "error"}``; empty where nothing was ever planned."""
+        return json.loads(self.status.read_text()) if self.status.exists() else {}
+
+    def write_status(self, state: str, step: int, error: str | None = None, **more: Any) -> None:
+        write_json(self.status, {"state": state, "step": step, "error": error, **more})
+
+    @contextmanager
+    def lock(self, wait_seconds: float = 5.0) -> Iterator[None]:
+        """Hold the folder for one run. Raises ConfigError naming who holds it."""
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        holder = self.path / ".holder"
+        try:
+            with FileLock(self.path / ".lock").acquire(timeout=wait_seconds):
+                holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+                yield
+        except Timeout:
+            who = holder.read_text() if holder.exists() else "another process"
+            raise ConfigError(
+                "name", self.path.name, f"is being trained by {who}", "wait for it, or vary name"
+            ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there wholly or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that it is there wholly or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a finished folder into its place, all of its bytes on disk first."""
+    for file in [*temporary.rglob("*"), temporary]:
+        sync(file)
+    if path.exists():
+        aside = path.with_name(f".{path.name}.{time.time_ns()}.old")
+        os.rename(path, aside)
+        os.rename(temporary, path)
+        shutil.rmtree(aside)
+    else:
+        os.rename(temporary, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Ask the system to put a file or a folder's entries on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,217 @@
+"""The machine that a run is planned for, as a preset states it or as this machine answers."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from llmtrain.errors import ConfigError
+from llmtrain.schema import unlearned
+
+CARDS = Path(__file__).resolve().parent.parent / "conf" / "hardware" / "card"
+GIB = 2**30
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class PeakTflops:
+    """Dense matmul peak of one device by dtype, in TFLOP/s, from its datasheet; null: unknown."""
+
+    fp32: float | None = None
+    fp16: float | None = None
+    bf16: float | None = None
+
+
+@dataclass
+class Hardware:
+    """One node's devices, how many nodes there are, and their datasheet figures.
+
+    ``auto`` and null mean: what this machine has. Bandwidths are in GB/s and in one direction.
+    ``product`` is the word by which nvidia-smi's name of the card is recognised.
+    """
+
+    name: str = unlearned("auto")
+    product: str | None = unlearned()
+    device: Device = unlearned(Device.auto)
+    gpus_per_node: int | None = unlearned(low=1)
+    num_nodes: int = unlearned(1, low=1)
+    memory_gib: float | None = unlearned(above=0)
+    host_memory_gib: float | None = unlearned(above=0)
+    memory_bandwidth: float | None = unlearned(above=0)
+    link_bandwidth: float | None = unlearned(above=0)
+    host_link_bandwidth: float | None = unlearned(above=0)
+    peak_tflops: PeakTflops = field(default_factory=PeakTflops)
+
+
+class Gpu(NamedTuple):
+    """One visible GPU as nvidia-smi describes it."""
+
+    index: str
+    uuid: str
+    name: str
+    memory_gib: float
+    compute_capability: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is planned for: every figure that is known of it. Null: not known."""
+
+    name: str
+    device: str
+    device_name: str
+    gpus_per_node: int
+    num_nodes: int
+    memory_gib: float
+    host_memory_gib: float
+    peak_tflops: dict[str, float | None]
+    has_bf16: bool
+    num_cores: int
+
+    @property
+    def world_size(self) -> int:
+        return self.gpus_per_node * self.num_nodes
+
+
+def resolve(asked: Hardware) -> Machine:
+    """The machine that a config asks for, completed with what this machine answers.
+
+    Raises ConfigError where ``device=cuda`` is asked of ``auto`` and no GPU is seen.
+    """
+    gpus = visible_gpus() if asked.device != Device.cpu and asked.memory_gib is None else []
+    if asked.device == Device.cuda and asked.memory_gib is None and not gpus:
+        raise ConfigError("hardware.device", "cuda", "finds no GPU here", "see nvidia-smi")
+    on_gpu = bool(gpus) or (asked.device == Device.cuda and asked.memory_gib is not None)
+    return gpu_machine(asked, gpus) if on_gpu else cpu_machine(asked)
+
+
+def gpu_machine(asked: Hardware, gpus: list[Gpu]) -> Machine:
+    """A machine with GPUs: a preset's figures, else those of the visible cards."""
+    peak = vars(asked.peak_tflops)
+    name = asked.product or (gpus[0].name if gpus else asked.name)
+    if gpus and not any(peak.values()):
+        peak = known_peak(gpus[0].name)
+    has_bf16 = min(gpu.compute_capability for gpu in gpus) >= 8.0 if gpus else bool(peak["bf16"])
+    return Machine(
+        name=asked.name,
+        device="cuda",
+        device_name=name,
+        gpus_per_node=asked.gpus_per_node or len(gpus) or 1,
+        num_nodes=asked.num_nodes,
+        memory_gib=asked.memory_gib or min(gpu.memory_gib for gpu in gpus),
+        host_memory_gib=asked.host_memory_gib or host_memory_gib(),
+        peak_tflops=peak,
+        has_bf16=has_bf16,
+        num_cores=num_cores(),
+    )
+
+
+def cpu_machine(asked: Hardware) -> Machine:
+    """A machine without GPUs: each rank is a process that shares cores and memory."""
+    ranks = asked.gpus_per_node or 1
+    memory = asked.host_memory_gib or host_memory_gib()
+    return Machine(
+        name=asked.name,
+        device="cpu",
+        device_name=cpu_name(),
+        gpus_per_node=ranks,
+        num_nodes=asked.num_nodes,
+        memory_gib=asked.memory_gib or memory / ranks,
+        host_memory_gib=memory,
+        peak_tflops=vars(asked.peak_tflops),
+        has_bf16=cpu_has_bf16(),
+        num_cores=num_cores(),
+    )
+
+
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES (indices or UUIDs) leaves visible; none without a driver.
+
+    Raises ConfigError for a name in CUDA_VISIBLE_DEVICES that no GPU has.
+    """
+    gpus = all_gpus()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not gpus:
+        return gpus
+    return [named_gpu(word.strip(), gpus) for word in chosen.split(",") if word.strip() not in ("", "-1")]
+
+
+def named_gpu(word: str, gpus: list[Gpu]) -> Gpu:
+    """The GPU of an index or of the beginning of a UUID."""
+    for gpu in gpus:
+        if word == gpu.index or (word.startswith("GPU-") and gpu.uuid.startswith(word)):
+            return gpu
+    known = ", ".join(gpu.index for gpu in gpus)
+    raise ConfigError("CUDA_VISIBLE_DEVICES", word, "names no GPU of this machine", f"it has {known}")
+
+
+def all_gpus() -> list[Gpu]:
+    """Every GPU of this machine, asked of nvidia-smi because importing torch takes seconds."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = "index,uuid,name,memory.total,compute_cap"
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
+    return [
+        Gpu(index, uuid, name, float(mib) / 1024, float(capability))
+        for index, uuid, name, mib, capability in (row for row in rows if len(row) == 5)
+    ]
+
+
+def known_peak(gpu_name: str) -> dict[str, float | None]:
+    """The datasheet peak of a card that a preset knows by name; nothing for any other."""
+    unknown: dict[str, float | None] = {"fp32": None, "fp16": None, "bf16": None}
+    cards = [card(path.stem) for path in CARDS.glob("*.yaml")]
+    for values in sorted(cards, key=lambda values: -len(values["product"])):
+        if all(re.search(rf"\b{word}\b", gpu_name) for word in values["product"].split()):
+            return unknown | values["peak_tflops"]
+    return unknown
+
+
+def card(name: str) -> dict[str, Any]:
+    """A card's figures, over those of the card that its defaults list names."""
+    values: dict[str, Any] = yaml.safe_load((CARDS / f"{name}.yaml").read_text())
+    base = values.pop("defaults")[0].split("@")[0]
+    return values if base.startswith("/") else card(base) | values
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def host_memory_gib() -> float:
+    """This machine's memory, or the container's limit where that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    texts = [Path(path).read_text().strip() for path in limits if Path(path).exists()]
+    return min([total, *(int(text) for text in texts if text.isdigit())]) / GIB
+
+
+def cpu_info() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+def cpu_name() -> str:
+    """The processor's name, and how many cores this process may use."""
+    found = re.search(r"model name\s*: (.+)", cpu_info())
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {num_cores()} cores"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself; elsewhere fp32 is faster."""
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", cpu_info()))

@@ -1,0 +1,1 @@
+"""Modes: a batch and a loss each, nothing else."""

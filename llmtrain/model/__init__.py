@@ -1,0 +1,1 @@
+"""Models: what is trained, from a configuration or from weights."""

@@ -1,0 +1,1 @@
+"""Optimizers from torch, bitsandbytes and DeepSpeed, each with what it supports under ZeRO."""

@@ -1,0 +1,72 @@
+"""What every optimizer declares and builds."""
+
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llmtrain.errors import ConfigError
+from llmtrain.schema import Part, learned
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer as TorchOptimizer
+
+
+@dataclass
+class Optimizer(Part):
+    """Settings of an update rule, and where it works.
+
+    ``stages`` are the ZeRO stages under which its mathematics stays what its name says;
+    ``offloads`` says whether its state may live in host memory; ``state_bytes`` is what it keeps
+    for each parameter beside the fp32 master copy.
+    """
+
+    lr: float = learned("???", above=0)
+    weight_decay: float = learned(0.0, low=0)
+
+    stages: ClassVar[tuple[int, ...]] = (0, 1, 2, 3)
+    offloads: ClassVar[bool] = False
+    state_bytes: ClassVar[float] = 8.0
+
+    def check(self, device: str) -> None:
+        """Raise ConfigError where this optimizer cannot work on ``device`` (cpu or cuda)."""
+
+    def build(self, model: "nn.Module", device: str, offloaded: bool) -> "TorchOptimizer":
+        """The optimizer over the model's trainable parameters."""
+        raise NotImplementedError
+
+    def groups(self, model: "nn.Module") -> list[dict[str, Any]]:
+        """Two parameter groups: matrices, which decay, and the rest, which do not."""
+        trainable = [param for param in model.parameters() if param.requires_grad]
+        decaying = [param for param in trainable if decays(param)]
+        resting = [param for param in trainable if not decays(param)]
+        groups = [
+            {"params": decaying, "weight_decay": self.weight_decay},
+            {"params": resting, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+
+def decays(param: Any) -> bool:
+    """Gains, biases and a Mamba layer's A and D do not decay (a decayed A forgets faster)."""
+    return getattr(param, "ds_shape", param.shape).__len__() >= 2 and not getattr(
+        param, "_no_weight_decay", False
+    )
+
+
+def require_package(key: str, value: str, package: str, pip_line: str) -> None:
+    """Raise ConfigError naming the pip line where a package is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(key, value, f"needs {package}, which is not installed", f"run: {pip_line}")
+
+
+def require_compiler(value: str) -> None:
+    """Raise ConfigError where no C++ compiler is found for an operator that DeepSpeed compiles."""
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        raise ConfigError(
+            "optimizer",
+            value,
+            "compiles a C++ operator and no compiler is found",
+            "install g++ or take optimizer=adamw",
+        )

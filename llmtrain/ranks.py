@@ -1,0 +1,41 @@
+"""Who a process is among its ranks, and that it never outlives the one that started it."""
+
+import ctypes
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place: ``rank`` of ``world_size``, and ``local_rank`` on its node."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @classmethod
+    def from_environment(cls) -> "Ranks":
+        """What the launcher wrote into RANK, WORLD_SIZE and LOCAL_RANK."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        return cls(*(int(os.environ[name]) for name in names))
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends, however the parent ends.
+
+    torchrun's agent gives each rank a session of its own, so no signal of the parent's reaches it.
+    """
+    if sys.platform != "linux":
+        return
+    parent = int(os.environ.get("LLMTRAIN_PARENT", os.getppid()))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)

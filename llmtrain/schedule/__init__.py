@@ -1,0 +1,1 @@
+"""Learning-rate schedules: each a pure function of the step."""
