@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmtrain.errors import ConfigError
 from llmtrain.schema import Part, unlearned
 
 if TYPE_CHECKING:
@@ -41,6 +42,19 @@ class Local(Part):
 
     kind: str = "local"
     grace_seconds: float = unlearned(600.0, above=0)
+
+    def check(self, device: str, ranks: int, num_nodes: int) -> None:
+        """Raise ConfigError where this machine has not what the plan is for."""
+        from llmtrain.hardware import visible_gpus
+
+        if num_nodes > 1:
+            reason = "is more than this machine"
+            raise ConfigError("hardware.num_nodes", num_nodes, reason, "set it to 1")
+        gpus = len(visible_gpus()) if device == "cuda" else ranks
+        if ranks > gpus:
+            reason = f"is more than the {gpus} GPUs that this machine shows"
+            remedy = "take hardware=auto, or see the plan with python -m llmtrain.plan"
+            raise ConfigError("hardware.gpus_per_node", ranks, reason, remedy)
 
     def launch(
         self,

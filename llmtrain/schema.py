@@ -81,13 +81,21 @@ def learned_values(part: Any, prefix: str = "") -> dict[str, Any]:
     values: dict[str, Any] = {}
     for item in fields(part):
         value = getattr(part, item.name)
-        if item.metadata.get("learned") is False or value == default_of(item):
+        if item.metadata.get("learned") is False or is_neutral(item, value):
             continue
         if is_dataclass(value):
             values |= learned_values(value, f"{prefix}{item.name}.")
         else:
             values[prefix + item.name] = value
     return values
+
+
+def is_neutral(item: Any, value: Any) -> bool:
+    """Whether a value says nothing: a default, or the kind ``none`` of a group that is not used.
+
+    Each kind is its own class's default and yet tells it from the others.
+    """
+    return bool(value == "none" if item.name == "kind" else value == default_of(item))
 
 
 def check_bounds(part: Any, prefix: str = "") -> None:

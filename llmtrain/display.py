@@ -1,0 +1,135 @@
+"""What a user sees of a run: a live bar while it trains, and the closing summary."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from llmtrain.folder import RunFolder
+from llmtrain.metrics import read_records
+from llmtrain.plan import Plan
+
+
+class Progress:
+    """Follows a run by its folder: a bar on a terminal, a line for each record elsewhere."""
+
+    def __init__(self, folder: RunFolder, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.console = Console()
+        self.num_shown = len(read_records(folder.metrics))
+        self.position = folder.metrics.stat().st_size if folder.metrics.exists() else 0
+        self.latest: dict[str, Any] = {}
+        self.bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("starting", total=plan.num_steps, figures="")
+
+    def __enter__(self) -> "Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.refresh()
+        self.bar.stop()
+
+    def refresh(self) -> None:
+        """Show what the folder says now."""
+        for record in self.new_records():
+            self.latest |= record
+            if not self.console.is_terminal:
+                self.console.print(line_of(record, self.plan), soft_wrap=True)
+        status = self.folder.read_status()
+        step = max(status.get("step", 0), self.latest.get("step", 0))
+        description = status.get("phase") or f"step {step:,}/{self.plan.num_steps:,}"
+        self.bar.update(self.task, completed=step, description=description, figures=figures(self.latest))
+
+    def new_records(self) -> list[dict[str, Any]]:
+        """The records since the last look; after a resume the file may have become shorter."""
+        size = self.folder.metrics.stat().st_size if self.folder.metrics.exists() else 0
+        if size == self.position:
+            return []
+        records = read_records(self.folder.metrics)
+        fresh = records[self.num_shown :] if size > self.position else []
+        self.position, self.num_shown = size, len(records)
+        return fresh
+
+
+def figures(record: dict[str, Any]) -> str:
+    """The figures of the bar."""
+    if "loss" not in record:
+        return ""
+    held_out = f"  held-out {record['eval_loss']:.3f}" if "eval_loss" in record else ""
+    return f"loss {record['loss']:.3f}{held_out}  {record['tokens_per_second']:,.0f} tok/s"
+
+
+def line_of(record: dict[str, Any], plan: Plan) -> str:
+    """One record as a line of text."""
+    step = f"step {record['step']:>6,}/{plan.num_steps:,}"
+    if "eval_loss" in record:
+        bits = record["eval_bits_per_byte"]
+        return f"{step}  held-out loss {record['eval_loss']:.4f}  {bits:.4f} bits per byte"
+    left = (plan.num_steps - record["step"]) * record["step_seconds"]
+    mfu = f"  MFU {record['mfu']:.0%}" if record["mfu"] is not None else ""
+    return (
+        f"{step}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
+        f"{record['tokens_per_second']:,.0f} tok/s{mfu}  {record['memory_gib']:.2f} GiB  "
+        f"{time.strftime('%H:%M:%S', time.gmtime(left))} left"
+    )
+
+
+def show_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
+    """Print how the run ended and what to do next."""
+    from rich.markup import escape
+
+    console = Console()
+    console.print()
+    loss, bits = summary["eval_loss"], summary["eval_bits_per_byte"]
+    console.print(f"[bold]held-out loss {loss:.4f}[/], perplexity {summary['eval_perplexity']:.2f}")
+    console.print(f"[bold]{bits:.4f} bits per byte[/]{compared(summary)}", soft_wrap=True)
+    console.print(
+        f"{summary['num_tokens']:,} tokens in {summary['num_steps']:,} steps, "
+        f"{summary['elapsed_seconds']:.0f} s, {summary['tokens_per_second']:,.0f} tok/s, "
+        f"{summary['memory_gib']:.2f} GiB",
+        soft_wrap=True,
+    )
+    for when in ("before", "after"):
+        console.print(f"\n[bold]{when} training[/]")
+        text = f"[dim]{escape(summary['sample_prompt'])}[/]{escape(summary['sample_' + when])}"
+        console.print(text, soft_wrap=True, highlight=False)
+    console.print(f"\n[bold]the model[/]  {folder.final}")
+    console.print(f"\n[bold]next[/]\n{next_commands(folder)}", soft_wrap=True, highlight=False)
+
+
+def compared(summary: dict[str, Any]) -> str:
+    """How the model's bits per byte stand beside those of xz on the same text."""
+    xz = summary["xz_bits_per_byte"]
+    if xz is None:
+        return ""
+    size = f"{summary['held_out_bytes'] / 1e3:,.0f} kB"
+    part = f"the same {size}" if summary["held_out_is_whole"] else f"all {size} of held-out text"
+    verdict = "better" if summary["eval_bits_per_byte"] < xz else "not better"
+    return f" of held-out text; xz -9 takes {xz:.4f} for {part}: {verdict}"
+
+
+def next_commands(folder: RunFolder) -> str:
+    """The three commands that make sense after a run."""
+    return "\n".join(
+        [
+            f'  python -m llmtrain.generate {folder.path} --prompt "def "',
+            f"  tensorboard --logdir {folder.path.parent}",
+            "  python -m llmtrain.run train.max_tokens=1e7   # the same, trained longer",
+        ]
+    )

@@ -1,0 +1,38 @@
+"""Compose, plan, write the run folder, launch: the whole story of `python -m llmtrain.run`."""
+
+import os
+import sys
+
+from llmtrain.config import RunConfig
+from llmtrain.errors import ConfigError
+
+
+def run(config: RunConfig) -> float | None:
+    """Train what the config asks for, or continue it; returns the final held-out loss."""
+    from llmtrain.data.shards import find_manifest, prepare
+    from llmtrain.plan import check, make_plan, show_plan
+    from llmtrain.session import Session
+
+    refuse_wrapper()
+    check(config)
+    estimated = make_plan(config, find_manifest(config.data, config.cache, config.model.path))
+    config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
+    manifest = prepare(config.data, config.cache, config.model.path)
+    plan = make_plan(config, manifest)
+    show_plan(plan)
+    return Session(config, plan, manifest).train()
+
+
+def refuse_wrapper() -> None:
+    """Ranks are started by us: under torchrun or deepspeed every rank would start its own."""
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_RANK"):
+        if name in os.environ:
+            reason = "is set by torchrun or deepspeed, and llmtrain starts its own ranks"
+            remedy = f"run: python -m llmtrain.run {' '.join(sys.argv[1:])}".rstrip()
+            raise ConfigError(name, os.environ[name], reason, remedy)
+
+
+if __name__ == "__main__":
+    from llmtrain import compose
+
+    sys.exit(compose.main(run, "run", "Train an experiment, or continue it where it stopped."))
