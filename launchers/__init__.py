@@ -1,1 +1,1 @@
-"""How a planned run starts: each launcher is handed a run folder and imports nothing of llmtrain's."""
+"""How a planned run starts. Each launcher is handed what to run and imports none of it."""

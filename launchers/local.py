@@ -117,7 +117,9 @@ def shared_environment(threads: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(threads),
         "LLMTRAIN_PARENT": str(os.getpid()),
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), *python_path()]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).resolve().parent.parent), *python_path()]
+        ),
     }
 
 

@@ -78,7 +78,7 @@ def report(error: ConfigError | TrainingError) -> int:
 
 
 def run_hydra(task: Callable[[DictConfig], float | None]) -> None:
-    """Let Hydra compose the command line, sweep it where asked, and call ``task`` for each point."""
+    """Let Hydra compose the command line, sweep it if asked, and call ``task`` for each point."""
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors to us instead of printing them
     sys.argv[1:] = [f"++{word}" if OPEN_KEYS.match(word) else word for word in sys.argv[1:]]
@@ -96,13 +96,14 @@ def register() -> None:
 
 
 def to_config(values: DictConfig) -> RunConfig:
-    """The typed tree of what Hydra composed. Raises ConfigError for a value that is still missing."""
+    """The typed tree of what Hydra composed. Raises ConfigError for a value that is missing."""
     refuse_strangers(values)
     try:
         config = OmegaConf.to_object(values)
     except MissingMandatoryValue as error:
         key = str(error.full_key)
-        raise ConfigError(key, "???", "is needed", f"give it on the command line: {key}=...") from None
+        remedy = f"give it on the command line: {key}=..."
+        raise ConfigError(key, "???", "is needed", remedy) from None
     assert isinstance(config, RunConfig)
     return config
 
@@ -111,9 +112,10 @@ def refuse_strangers(values: DictConfig, prefix: str = "") -> None:
     """Raise ConfigError for a key that `+` or `++` put beside those of a schema."""
     known = getattr(OmegaConf.get_type(values), "__dataclass_fields__", None)
     for name in values:
-        key = f"{prefix}{name}"
+        key = prefix + str(name)
         if known is not None and name not in known:
-            raise ConfigError(key, values[name], "is no key of the config", nearest(key, known_keys()))
+            remedy = nearest(key, known_keys())
+            raise ConfigError(key, values[name], "is no key of the config", remedy)
         node = values._get_node(name)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
             refuse_strangers(node, f"{key}.")
@@ -138,8 +140,8 @@ def help_text(command: str, summary: str) -> str:
             f"\nUse: python -m llmtrain.{command} [GROUP=CHOICE ...] [KEY=VALUE ...] [-m]\n",
             "Groups and their choices:",
             *lines,
-            "\n--cfg job     print the composed config and stop (with --resolve: values, not pointers)",
-            "-m            multirun: KEY=A,B runs one point for each value, one folder a point",
+            "\n--cfg job     print the composed config (with --resolve: values, not pointers)",
+            "-m            multirun: KEY=A,B runs a point for each value, each in its own folder",
         ]
     )
 
@@ -180,12 +182,16 @@ def unknown_key(match: re.Match[str], values: dict[str, str]) -> ConfigError:
 
 def wrong_type(match: re.Match[str], values: dict[str, str]) -> ConfigError:
     key, value = match["key"], match["value"]
-    return ConfigError(key, value, f"is not {wanted_type(match['type'])}", "see --cfg job for its form")
+    return ConfigError(
+        key, value, f"is not {wanted_type(match['type'])}", "see --cfg job for its form"
+    )
 
 
 def wrong_member(match: re.Match[str], values: dict[str, str]) -> ConfigError:
     known = match["known"].replace("'", "").split(", ")
-    return ConfigError(match["key"], match["value"], "is not a choice", f"choose one of {', '.join(known)}")
+    return ConfigError(
+        match["key"], match["value"], "is not a choice", f"choose one of {', '.join(known)}"
+    )
 
 
 def sweep_without_multirun(match: re.Match[str], values: dict[str, str]) -> ConfigError:
@@ -194,11 +200,15 @@ def sweep_without_multirun(match: re.Match[str], values: dict[str, str]) -> Conf
 
 
 def value_for_a_group(match: re.Match[str], values: dict[str, str]) -> ConfigError:
-    return ConfigError(match["key"], match["value"], "is given for several keys", "give one of its keys")
+    return ConfigError(
+        match["key"], match["value"], "is given for several keys", "give one of its keys"
+    )
 
 
 def bad_interpolation(match: re.Match[str], values: dict[str, str]) -> ConfigError:
-    return ConfigError(match["key"], "${" + match["to"] + "}", "points at nothing", "give a value instead")
+    return ConfigError(
+        match["key"], "${" + match["to"] + "}", "points at nothing", "give a value instead"
+    )
 
 
 def wanted_type(name: str) -> str:
@@ -236,12 +246,14 @@ EXPLANATIONS: list[tuple[str, Callable[[re.Match[str], dict[str, str]], ConfigEr
     (r"Key '[^']+' not in '\w+' full_key: (?P<key>\S+)", unknown_key),
     (r"Key '[^']+' is not in struct full_key: (?P<key>\S+)", unknown_key),
     (
-        r"Value '(?P<value>.*?)' of type '\w+' could not be converted to (?P<type>\w+) full_key: (?P<key>\S+)",
+        r"Value '(?P<value>.*?)' of type '\w+' could not be converted to (?P<type>\w+) "
+        r"full_key: (?P<key>\S+)",
         wrong_type,
     ),
     (r"Value '(?P<value>.*?)' is not a valid (?P<type>\w+).* full_key: (?P<key>\S+)", wrong_type),
     (
-        r"Invalid value '(?P<value>.*?)', expected one of \[(?P<known>.*?)\] full_key: (?P<key>\S+)",
+        r"Invalid value '(?P<value>.*?)', expected one of \[(?P<known>.*?)\] "
+        r"full_key: (?P<key>\S+)",
         wrong_member,
     ),
     (r"Ambiguous value for argument '(?P<word>.*?)' 1\. ", sweep_without_multirun),

@@ -1,4 +1,4 @@
-"""The typed tree that an experiment is composed into, its identity, and how a folder gives it back."""
+"""The typed tree of an experiment, its identity, and how a run folder gives it back."""
 
 import hashlib
 import json
@@ -61,7 +61,7 @@ class Train:
 
 @dataclass
 class Zero:
-    """How training state is spread over ranks and memories; ``extra`` goes to DeepSpeed as it is."""
+    """How training state is spread over ranks and memories; ``extra`` goes to DeepSpeed."""
 
     stage: int | None = unlearned(low=0, high=3)
     offload_optimizer: Offload | None = None
@@ -132,7 +132,9 @@ def build(values: Any) -> RunConfig:
     Raises ConfigError for a group whose kind does not exist.
     """
     parts = {
-        name: part_config(name, values[name]) for name in part_fields() if values.get(name) is not None
+        name: part_config(name, values[name])
+        for name in part_fields()
+        if values.get(name) is not None
     }
     rest = {name: value for name, value in values.items() if name not in part_fields()}
     config: RunConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), rest))  # type: ignore[assignment]
@@ -143,13 +145,17 @@ def build(values: Any) -> RunConfig:
 
 def part_fields() -> list[str]:
     """The fields of RunConfig that hold a part: the groups, and the teacher, which is a model."""
-    return [item.name for item in fields(RunConfig) if item.name in GROUPS or item.name == "teacher"]
+    return [
+        item.name for item in fields(RunConfig) if item.name in GROUPS or item.name == "teacher"
+    ]
 
 
 def part_config(name: str, values: dict[str, Any]) -> Part:
     """One group's part from plain values."""
     known = kinds("model" if name == "teacher" else name)
     if values["kind"] not in known:
-        raise ConfigError(f"{name}.kind", values["kind"], "does not exist", nearest(values["kind"], known))
+        raise ConfigError(
+            f"{name}.kind", values["kind"], "does not exist", nearest(values["kind"], known)
+        )
     schema = OmegaConf.structured(known[values["kind"]])
     return OmegaConf.to_object(OmegaConf.merge(schema, values))  # type: ignore[return-value]

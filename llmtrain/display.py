@@ -40,7 +40,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.refresh()
         self.bar.stop()
@@ -54,7 +57,9 @@ class Progress:
         status = self.folder.read_status()
         step = max(status.get("step", 0), self.latest.get("step", 0))
         description = status.get("phase") or f"step {step:,}/{self.plan.num_steps:,}"
-        self.bar.update(self.task, completed=step, description=description, figures=figures(self.latest))
+        self.bar.update(
+            self.task, completed=step, description=description, figures=figures(self.latest)
+        )
 
     def new_records(self) -> list[dict[str, Any]]:
         """The records since the last look; after a resume the file may have become shorter."""

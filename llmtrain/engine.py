@@ -36,7 +36,7 @@ def start_ranks(plan: Plan, ranks: Ranks) -> "torch.device":
         torch.set_float32_matmul_precision("high")
     backend = "nccl" if plan.device == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    return torch.device(plan.device, ranks.local_rank if plan.device == "cuda" else None)
+    return torch.device("cuda", ranks.local_rank) if plan.device == "cuda" else torch.device("cpu")
 
 
 def build_engine(
@@ -69,7 +69,7 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
 
     from llmtrain.kernel import selective_scan
 
-    tokens = {name: vocabulary.eos_id for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), vocabulary.eos_id)
     dtype = getattr(torch, DTYPES[plan.precision])
     model = config.model.build(dtype, plan.attention, **tokens)
     if plan.scan_kernel is not None:

@@ -30,7 +30,7 @@ def show(value: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A remedy for a name that does not exist: the nearest one that does, or all if they are few."""
+    """A remedy for a name that does not exist: the nearest that does, or all if they are few."""
     choices = sorted(set(known))
     found = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if found:

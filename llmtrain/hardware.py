@@ -58,7 +58,7 @@ class Hardware:
 class Gpu(NamedTuple):
     """One visible GPU as nvidia-smi describes it."""
 
-    index: str
+    number: str
     uuid: str
     name: str
     memory_gib: float
@@ -145,16 +145,22 @@ def visible_gpus() -> list[Gpu]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None or not gpus:
         return gpus
-    return [named_gpu(word.strip(), gpus) for word in chosen.split(",") if word.strip() not in ("", "-1")]
+    return [
+        named_gpu(word.strip(), gpus)
+        for word in chosen.split(",")
+        if word.strip() not in ("", "-1")
+    ]
 
 
 def named_gpu(word: str, gpus: list[Gpu]) -> Gpu:
     """The GPU of an index or of the beginning of a UUID."""
     for gpu in gpus:
-        if word == gpu.index or (word.startswith("GPU-") and gpu.uuid.startswith(word)):
+        if word == gpu.number or (word.startswith("GPU-") and gpu.uuid.startswith(word)):
             return gpu
-    known = ", ".join(gpu.index for gpu in gpus)
-    raise ConfigError("CUDA_VISIBLE_DEVICES", word, "names no GPU of this machine", f"it has {known}")
+    known = ", ".join(gpu.number for gpu in gpus)
+    raise ConfigError(
+        "CUDA_VISIBLE_DEVICES", word, "names no GPU of this machine", f"it has {known}"
+    )
 
 
 def all_gpus() -> list[Gpu]:
@@ -166,8 +172,8 @@ def all_gpus() -> list[Gpu]:
     answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
     return [
-        Gpu(index, uuid, name, float(mib) / 1024, float(capability))
-        for index, uuid, name, mib, capability in (row for row in rows if len(row) == 5)
+        Gpu(number, uuid, name, float(mib) / 1024, float(capability))
+        for number, uuid, name, mib, capability in (row for row in rows if len(row) == 5)
     ]
 
 
@@ -209,7 +215,9 @@ def cpu_info() -> str:
 def cpu_name() -> str:
     """The processor's name, and how many cores this process may use."""
     found = re.search(r"model name\s*: (.+)", cpu_info())
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {num_cores()} cores"
+    return (
+        f"{found[1] if found else platform.processor() or platform.machine()}, {num_cores()} cores"
+    )
 
 
 def cpu_has_bf16() -> bool:

@@ -49,7 +49,7 @@ class Metrics:
             for name, value in values.items()
         }
         for summary in hparams(plain, results):
-            self.board.file_writer.add_summary(summary)
+            self.board._get_file_writer().add_summary(summary)
         for name, value in results.items():
             self.board.add_scalar(name, value)
 

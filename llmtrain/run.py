@@ -10,8 +10,9 @@ from llmtrain.errors import ConfigError
 def run(config: RunConfig) -> float | None:
     """Train what the config asks for, or continue it; returns the final held-out loss."""
     from llmtrain.data.shards import find_manifest, prepare
-    from llmtrain.plan import check, make_plan, show_plan
-    from llmtrain.session import Session
+    from llmtrain.job import Job
+    from llmtrain.plan import check, make_plan
+    from llmtrain.plan_table import show_plan
 
     refuse_wrapper()
     check(config)
@@ -20,7 +21,7 @@ def run(config: RunConfig) -> float | None:
     manifest = prepare(config.data, config.cache, config.model.path)
     plan = make_plan(config, manifest)
     show_plan(plan)
-    return Session(config, plan, manifest).train()
+    return Job(config, plan, manifest).train()
 
 
 def refuse_wrapper() -> None:

@@ -129,5 +129,3 @@ def default_of(item: Any) -> Any:
     if item.default_factory is not MISSING:
         return item.default_factory()
     return item.default if item.default is not MISSING else object()
-
-

@@ -26,7 +26,7 @@ def deepspeed_config(plan: Plan, extra: dict[str, Any]) -> dict[str, Any]:
 
 def zero_optimization(plan: Plan) -> dict[str, Any]:
     """The block that spreads states over ranks and memories."""
-    block: dict[str, Any] = {"stage": plan.zero_stage}
+    block: dict[str, Any] = {"stage": plan.zero_stage, "reduce_scatter": plan.reduce_scatter}
     if plan.offload_optimizer != "none":
         block["offload_optimizer"] = offload(plan.offload_optimizer, plan.nvme_path)
     if plan.offload_params != "none":

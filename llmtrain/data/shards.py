@@ -256,7 +256,7 @@ class ShardWriter:
     def open_next(self) -> None:
         self.close_shard()
         self.shards.append(f"{self.name}_{len(self.shards):05d}.bin")
-        self.file = open(self.folder / self.shards[-1], "wb")
+        self.file = open(self.folder / self.shards[-1], "wb")  # noqa: SIM115  (closed at its end)
         self.room = self.shard_tokens
 
     def close_shard(self) -> None:

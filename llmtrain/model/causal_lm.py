@@ -76,7 +76,9 @@ class CausalLM(Part):
             return AutoConfig.for_model(self.architecture, **values, **tokens)
         except Exception as error:  # transformers checks with several kinds of exception
             reason = " ".join(str(error).split())
-            raise ConfigError("model.config", self.name, f"is refused: {reason}", "change it") from None
+            raise ConfigError(
+                "model.config", self.name, f"is refused: {reason}", "change it"
+            ) from None
 
     def build(self, dtype: "torch.dtype", attention: str, **tokens: Any) -> "PreTrainedModel":
         """The model with fresh or stored weights in ``dtype``, on the default device."""
@@ -100,10 +102,17 @@ class CausalLM(Part):
 
     def fingerprint(self) -> str:
         """A hash of what decides the model's shape."""
-        shape = [self.architecture, self.config, self.path, importlib.metadata.version("transformers")]
+        shape = [
+            self.architecture,
+            self.config,
+            self.path,
+            importlib.metadata.version("transformers"),
+        ]
         stored = Path(self.path or "", "config.json")
         shape.append(stored.read_text() if self.path and stored.exists() else "")
-        return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[
+            :16
+        ]
 
 
 class Parameters(NamedTuple):
@@ -214,8 +223,14 @@ def complete_config(architecture: str, config: dict[str, Any]) -> dict[str, Any]
     width = values.get("hidden_size")
     if width is None:
         return values
-    if "head_dim" in values and "num_attention_heads" in known and "num_attention_heads" not in values:
-        values["num_attention_heads"] = quotient("hidden_size", width, "head_dim", values["head_dim"])
+    if (
+        "head_dim" in values
+        and "num_attention_heads" in known
+        and "num_attention_heads" not in values
+    ):
+        values["num_attention_heads"] = quotient(
+            "hidden_size", width, "head_dim", values["head_dim"]
+        )
     heads = values.get("num_attention_heads")
     if heads and "head_dim" not in values:
         quotient("hidden_size", width, "num_attention_heads", heads)
@@ -241,7 +256,9 @@ def complete_state_space(values: dict[str, Any], known: set[str]) -> dict[str, A
     if beyond:
         reason = f"names layer {beyond[0]} of {values['num_hidden_layers']}"
         remedy = "give indices below num_hidden_layers"
-        raise ConfigError("model.config.attn_layer_indices", values["attn_layer_indices"], reason, remedy)
+        raise ConfigError(
+            "model.config.attn_layer_indices", values["attn_layer_indices"], reason, remedy
+        )
     return values
 
 
@@ -276,10 +293,8 @@ def keywords(architecture: str) -> set[str]:
     Reading takes a millisecond; importing one class takes seconds, because it pulls in torch.
     Raises ConfigError for an architecture that transformers does not have.
     """
-    names = class_keywords(config_source(architecture)) | class_keywords(
-        transformers_folder() / "configuration_utils.py"
-    )
-    return names
+    shared = transformers_folder() / "configuration_utils.py"
+    return class_keywords(config_source(architecture)) | class_keywords(shared)
 
 
 def config_source(architecture: str) -> Path:
@@ -288,7 +303,11 @@ def config_source(architecture: str) -> Path:
     folder = architecture.replace("-", "_")
     path = models / folder / f"configuration_{folder}.py"
     if not path.exists():
-        known = [path.name for path in models.iterdir() if (path / f"configuration_{path.name}.py").exists()]
+        known = [
+            path.name
+            for path in models.iterdir()
+            if (path / f"configuration_{path.name}.py").exists()
+        ]
         reason = "is no architecture of transformers"
         raise ConfigError("model.architecture", architecture, reason, nearest(architecture, known))
     return path
@@ -312,7 +331,11 @@ def check_path(key: str, path: str) -> None:
     """Raise ConfigError for a folder without a model; a hub name is left to the hub."""
     folder = Path(path).expanduser()
     if folder.exists() and not (folder / "config.json").exists():
-        raise ConfigError(key, path, "holds no config.json", "give a folder such as outputs/<run>/final")
+        raise ConfigError(
+            key, path, "holds no config.json", "give a folder such as outputs/<run>/final"
+        )
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not folder.exists():
-        raise ConfigError(key, path, "does not exist", "give a folder or a hub name such as org/model")
+        raise ConfigError(
+            key, path, "does not exist", "give a folder or a hub name such as org/model"
+        )

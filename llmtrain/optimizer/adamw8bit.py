@@ -26,7 +26,7 @@ class AdamW8bit(Optimizer):
     stages: ClassVar[tuple[int, ...]] = (0, 1, 2)
     state_bytes: ClassVar[float] = 2.0
 
-    def check(self, device: str) -> None:
+    def check(self, device: str, grad_clip: float) -> None:
         if device != "cuda":
             raise ConfigError(
                 "optimizer", self.kind, f"has no kernel for {device}", "take optimizer=adamw"
@@ -34,7 +34,7 @@ class AdamW8bit(Optimizer):
         require_package("optimizer", self.kind, "bitsandbytes", "pip install bitsandbytes")
 
     def build(self, model: "nn.Module", device: str, offloaded: bool) -> "TorchOptimizer":
-        from bitsandbytes.optim import AdamW8bit as BitsAndBytesAdamW8bit
+        from bitsandbytes.optim import adamw
 
         betas = (self.beta1, self.beta2)
-        return BitsAndBytesAdamW8bit(self.groups(model), lr=self.lr, betas=betas, eps=self.eps)
+        return adamw.AdamW8bit(self.groups(model), lr=self.lr, betas=betas, eps=self.eps)

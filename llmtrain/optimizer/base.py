@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmtrain.errors import ConfigError
-from llmtrain.schema import Part, learned
+from llmtrain.schema import Part, learned, unlearned
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,17 +19,20 @@ class Optimizer(Part):
 
     ``stages`` are the ZeRO stages under which its mathematics stays what its name says;
     ``offloads`` says whether its state may live in host memory; ``state_bytes`` is what it keeps
-    for each parameter beside the fp32 master copy.
+    for each parameter beside the fp32 master copy; ``whole_gradients`` that every rank has to see
+    the whole gradient of a matrix. ``train.grad_clip`` points at ``grad_clip``.
     """
 
     lr: float = learned("???", above=0)
     weight_decay: float = learned(0.0, low=0)
+    grad_clip: float = unlearned(0.0, low=0)
 
     stages: ClassVar[tuple[int, ...]] = (0, 1, 2, 3)
     offloads: ClassVar[bool] = False
     state_bytes: ClassVar[float] = 8.0
+    whole_gradients: ClassVar[bool] = False
 
-    def check(self, device: str) -> None:
+    def check(self, device: str, grad_clip: float) -> None:
         """Raise ConfigError where this optimizer cannot work on ``device`` (cpu or cuda)."""
 
     def build(self, model: "nn.Module", device: str, offloaded: bool) -> "TorchOptimizer":
@@ -38,9 +41,9 @@ class Optimizer(Part):
 
     def groups(self, model: "nn.Module") -> list[dict[str, Any]]:
         """Two parameter groups: matrices, which decay, and the rest, which do not."""
-        trainable = [param for param in model.parameters() if param.requires_grad]
-        decaying = [param for param in trainable if decays(param)]
-        resting = [param for param in trainable if not decays(param)]
+        trainable = [pair for pair in model.named_parameters() if pair[1].requires_grad]
+        decaying = [param for name, param in trainable if decays(name, param)]
+        resting = [param for name, param in trainable if not decays(name, param)]
         groups = [
             {"params": decaying, "weight_decay": self.weight_decay},
             {"params": resting, "weight_decay": 0.0},
@@ -48,17 +51,17 @@ class Optimizer(Part):
         return [group for group in groups if group["params"]]
 
 
-def decays(param: Any) -> bool:
-    """Gains, biases and a Mamba layer's A and D do not decay (a decayed A forgets faster)."""
-    return getattr(param, "ds_shape", param.shape).__len__() >= 2 and not getattr(
-        param, "_no_weight_decay", False
-    )
+def decays(name: str, param: Any) -> bool:
+    """Gains, biases and a state-space layer's A do not decay: a decayed A forgets faster."""
+    return param.ndim >= 2 and not name.endswith("A_log")
 
 
 def require_package(key: str, value: str, package: str, pip_line: str) -> None:
     """Raise ConfigError naming the pip line where a package is missing."""
     if importlib.util.find_spec(package) is None:
-        raise ConfigError(key, value, f"needs {package}, which is not installed", f"run: {pip_line}")
+        raise ConfigError(
+            key, value, f"needs {package}, which is not installed", f"run: {pip_line}"
+        )
 
 
 def require_compiler(value: str) -> None:

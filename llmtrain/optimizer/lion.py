@@ -22,7 +22,7 @@ class Lion(Optimizer):
     offloads: ClassVar[bool] = True
     state_bytes: ClassVar[float] = 4.0
 
-    def check(self, device: str) -> None:
+    def check(self, device: str, grad_clip: float) -> None:
         require_compiler(self.kind)
 
     def build(self, model: "nn.Module", device: str, offloaded: bool) -> "TorchOptimizer":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from llmtrain.errors import ConfigError
 from llmtrain.optimizer.base import Optimizer, decays
 from llmtrain.schema import learned
 
@@ -25,9 +26,13 @@ class Muon(Optimizer):
     adam_beta2: float = learned(0.95, low=0, high=1)
     adam_eps: float = learned(1e-8, above=0)
 
-    # DeepSpeed orthogonalises whole matrices before they are partitioned; stage 3 has none whole.
-    stages: ClassVar[tuple[int, ...]] = (0, 1)
     state_bytes: ClassVar[float] = 4.0
+    whole_gradients: ClassVar[bool] = True
+
+    def check(self, device: str, grad_clip: float) -> None:
+        if grad_clip > 0:  # under ZeRO it would clip the orthogonal update instead of the gradient
+            reason = "clips what Muon has already scaled"
+            raise ConfigError("train.grad_clip", grad_clip, reason, "set it to 0")
 
     def build(self, model: "nn.Module", device: str, offloaded: bool) -> "TorchOptimizer":
         from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
@@ -41,11 +46,13 @@ class Muon(Optimizer):
     def groups(self, model: "nn.Module") -> list[dict[str, Any]]:
         """Hidden matrices for Muon; embeddings and head, then vectors, for Adam."""
         outer = {id(module.weight) for module in ends(model) if module is not None}
-        trainable = [param for param in model.parameters() if param.requires_grad]
-        for param in trainable:
-            param.use_muon = param.ndim == 2 and decays(param) and id(param) not in outer  # type: ignore[attr-defined]
-        hidden = [param for param in trainable if param.use_muon]  # type: ignore[attr-defined]
-        rest = [param for param in trainable if not param.use_muon]  # type: ignore[attr-defined]
+        hidden: list[Any] = []
+        rest: list[Any] = []
+        for name, param in model.named_parameters():
+            is_hidden = param.ndim == 2 and decays(name, param) and id(param) not in outer
+            param.use_muon = is_hidden  # type: ignore[attr-defined]  # DeepSpeed looks for it
+            if param.requires_grad:
+                (hidden if is_hidden else rest).append(param)
         muon = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
         adam = {
             "lr": self.adam_lr,

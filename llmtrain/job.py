@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmtrain.data.shards import Manifest
 
 
-class Session:
+class Job:
     """A run folder that is claimed, filled, trained and reported on."""
 
     def __init__(self, config: RunConfig, plan: Plan, manifest: "Manifest") -> None:
@@ -42,7 +42,9 @@ class Session:
     def set_aside(self) -> None:
         """With resume=never, what is there is kept under another name."""
         if self.config.resume == "never" and self.folder.exists():
-            aside = self.folder.path.with_name(f"{self.folder.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            aside = self.folder.path.with_name(
+                f"{self.folder.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+            )
             aside.mkdir()
             for item in self.folder.path.iterdir():
                 if item.name not in (".lock", ".holder"):
@@ -72,7 +74,10 @@ class Session:
     def plan_still_holds(self) -> bool:
         """Whether the same was asked of the same hardware: then the micro-batch must not change."""
         saved, old = load(self.folder.config), Plan.load(self.folder.plan)
-        same_machine = (old.device_name, old.world_size) == (self.plan.device_name, self.plan.world_size)
+        same_machine = (old.device_name, old.world_size) == (
+            self.plan.device_name,
+            self.plan.world_size,
+        )
         return same_machine and saved.to_yaml() == self.config.to_yaml()
 
     def newest_step(self) -> int:
@@ -93,7 +98,9 @@ class Session:
             raise self.failure(ended.failures)
         if self.folder.read_status()["state"] == "stopped":
             step = self.newest_step()
-            print(f"Stopped at step {step} of {self.plan.num_steps}. The same command continues it.")
+            print(
+                f"Stopped at step {step} of {self.plan.num_steps}. The same command continues it."
+            )
             sys.exit(STOPPED)
 
     def environment(self) -> dict[str, str]:
@@ -120,10 +127,16 @@ class Session:
             text = first["error"] + (f"\n{first['traceback']}" if self.config.debug else "")
         else:
             rank, code = next(iter(codes.items()))
-            text = f"Rank {rank} was killed by signal {-code}." if code < 0 else f"Rank {rank} exited {code}."
+            text = (
+                f"Rank {rank} was killed by signal {-code}."
+                if code < 0
+                else f"Rank {rank} exited {code}."
+            )
         self.folder.write_status("failed", self.newest_step(), error=text)
         where = os.path.relpath(self.folder.logs)
-        return TrainingError(f"Training failed: {text} Logs: {where}. The same command continues it.")
+        return TrainingError(
+            f"Training failed: {text} Logs: {where}. The same command continues it."
+        )
 
     def result(self) -> float | None:
         """Print the closing summary and give the final held-out loss."""

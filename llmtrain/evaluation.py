@@ -1,0 +1,86 @@
+"""Held-out loss and text samples of a running model, on all of its ranks together."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from llmtrain.rank_run import Run
+
+if TYPE_CHECKING:
+    from llmtrain.data.sequences import TokenSequences
+
+SAMPLE_TOKENS = 64
+PROMPT_TOKENS = 16
+
+
+def evaluate(run: Run, num_sequences: int, record: bool = True) -> dict[str, float]:
+    """Loss, perplexity and bits per byte over the first held-out sequences, on all ranks."""
+    import torch
+
+    from llmtrain.data.sequences import TokenSequences
+
+    sequences = TokenSequences(run.manifest, "held_out", run.plan.seq_len, cover_all=True)
+    num_sequences = min(num_sequences, len(sequences))
+    run.engine.module.eval()
+    loss_sum, num_tokens = 0.0, 0
+    with torch.no_grad():
+        for batch in held_out_batches(run, sequences, num_sequences):
+            loss = run.engine(batch)
+            loss_sum += float(loss.loss_sum)
+            num_tokens += int(loss.num_tokens)
+    run.engine.module.train()
+    loss_sum, num_tokens = run.sum(loss_sum), int(run.sum(num_tokens))
+    held_out = run.manifest.held_out
+    num_bytes = held_out.num_bytes * num_tokens / max(1, held_out.num_tokens - 1)
+    values = {
+        "step": run.step,
+        "eval_loss": loss_sum / num_tokens,
+        "eval_perplexity": math.exp(min(loss_sum / num_tokens, 700.0)),
+        "eval_bits_per_byte": loss_sum / math.log(2) / num_bytes,
+    }
+    if record and run.metrics is not None:
+        run.metrics.record(values)
+    return values
+
+
+def held_out_batches(
+    run: Run, sequences: "TokenSequences", num_sequences: int
+) -> Iterator[dict[str, Any]]:
+    """This rank's share, in micro-batches; each rank gets as many, the last without labels."""
+    import numpy as np
+
+    size, ranks = run.plan.micro_batch, run.ranks
+    num_rounds = -(-num_sequences // (size * ranks.world_size))
+    for number in range(num_rounds):
+        first = (number * ranks.world_size + ranks.rank) * size
+        indices = np.arange(first, first + size)
+        batch = run.batch(sequences, np.minimum(indices, num_sequences - 1))
+        batch["labels"][np.flatnonzero(indices >= num_sequences)] = -100
+        yield batch
+
+
+def take_sample(run: Run) -> str:
+    """A text that the model writes from the beginning of a held-out sequence; on all ranks."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from llmtrain.data.sequences import TokenSequences
+
+    tokenizer = AutoTokenizer.from_pretrained(run.manifest.vocabulary.folder)
+    sequences = TokenSequences(run.manifest, "held_out", run.plan.seq_len, cover_all=True)
+    prompt_BL = torch.from_numpy(sequences.read([0])[0][:, : min(PROMPT_TOKENS, run.plan.seq_len)])
+    model = run.engine.module.model
+    model.eval()
+    with torch.no_grad():
+        written_BL = model.generate(
+            prompt_BL.to(run.device),
+            attention_mask=torch.ones_like(prompt_BL, device=run.device),
+            max_new_tokens=SAMPLE_TOKENS,
+            do_sample=False,
+        )
+    model.train()
+    prompt = str(tokenizer.decode(prompt_BL[0]))
+    text = str(tokenizer.decode(written_BL[0, prompt_BL.shape[1] :]))
+    if run.metrics is not None:
+        run.metrics.sample(run.step, prompt, text)
+    return text

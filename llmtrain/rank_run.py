@@ -1,0 +1,86 @@
+"""One rank's view of a run: what was decided, and what is going on."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llmtrain.config import RunConfig
+from llmtrain.folder import RunFolder
+from llmtrain.metrics import Metrics
+from llmtrain.plan import Plan
+from llmtrain.ranks import Ranks
+
+if TYPE_CHECKING:
+    import torch
+    from deepspeed import DeepSpeedEngine
+
+    from llmtrain.data.sequences import TokenSequences
+    from llmtrain.data.shards import Manifest
+
+
+@dataclass
+class Sums:
+    """What has gathered since the last record; tensors stay on the device until one is due."""
+
+    loss: Any = 0.0
+    tokens: int = 0
+    sequences: int = 0
+    steps: int = 0
+    extras: dict[str, Any] = field(default_factory=dict)
+    start: float = field(default_factory=time.perf_counter)
+
+
+@dataclass
+class Run:
+    """Everything that the loop needs, on this rank.
+
+    ``control`` is a process group on the host, for numbers that no device has to wait for.
+    ``metrics`` is None on every rank but the first.
+    """
+
+    config: RunConfig
+    plan: Plan
+    folder: RunFolder
+    manifest: "Manifest"
+    ranks: Ranks
+    device: "torch.device"
+    engine: "DeepSpeedEngine"
+    control: Any
+    peak_tflops: float | None
+    sequences: "TokenSequences"
+    metrics: Metrics | None = None
+    step: int = 0
+    best_loss: float = math.inf
+    elapsed_seconds: float = 0.0
+    is_stopping: bool = False
+    sums: Sums = field(default_factory=Sums)
+
+    @property
+    def is_last_step(self) -> bool:
+        return self.step == self.plan.num_steps
+
+    def sum(self, value: float) -> float:
+        """A number summed over all ranks, in double precision."""
+        if self.ranks.world_size == 1:
+            return value
+        import torch
+        import torch.distributed as dist
+
+        total = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(total, group=self.control)
+        return float(total)
+
+    def any(self, value: bool) -> bool:
+        """Whether something holds on any rank."""
+        return self.sum(float(value)) > 0
+
+    def batch(self, sequences: "TokenSequences", indices: Any) -> dict[str, Any]:
+        """The model's keyword arguments for some sequences, and their labels, on the device."""
+        import torch
+
+        input_ids_BL, labels_BL = sequences.read(indices)
+        arrays = {"input_ids": input_ids_BL, "labels": labels_BL}
+        if self.config.data.keep_documents_apart:
+            arrays["position_ids"] = sequences.position_ids(indices)
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}

@@ -1,0 +1,105 @@
+"""What is recorded of a run on the way and at its end."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from llmtrain import checkpoint
+from llmtrain.errors import TrainingError
+from llmtrain.metrics import read_records
+from llmtrain.rank_run import Run, Sums
+from llmtrain.throughput import model_flops_utilisation
+
+
+def log_step(run: Run) -> None:
+    """One record of what happened since the last one."""
+    sums = run.sums
+    loss = run.sum(float(sums.loss)) / sums.tokens
+    extras = {name: run.sum(float(value)) / sums.steps for name, value in sums.extras.items()}
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"The loss of step {run.step} is {loss}: lower optimizer.lr and start again."
+        )
+    seconds = time.perf_counter() - sums.start
+    run.elapsed_seconds += seconds
+    rate = sums.tokens / seconds
+    values = {
+        "step": run.step,
+        "loss": loss,
+        "lr": run.engine.optimizer.param_groups[0]["lr"],
+        "grad_norm": gradient_norm(run),
+        "tokens": run.step * run.plan.tokens_per_step,
+        "tokens_per_second": rate,
+        "samples_per_second": sums.sequences / seconds,
+        "mfu": model_flops_utilisation(rate, run.plan.flops_per_token, run.peak_tflops),
+        "memory_gib": peak_memory_gib(run),
+        "step_seconds": seconds / sums.steps,
+        "elapsed_seconds": run.elapsed_seconds,
+        **extras,
+    }
+    if run.metrics is not None:
+        run.metrics.record(values)
+    run.sums = Sums()
+
+
+def gradient_norm(run: Run) -> float:
+    """The norm of the last step's gradient, before clipping and without the loss scale."""
+    norm = run.engine.get_global_grad_norm()
+    if norm is None:
+        return math.nan
+    scale = checkpoint.scaler(run.engine)
+    has_scale = run.plan.precision == "fp16" and run.plan.zero_stage == 0
+    return float(norm) / (scale.cur_scale if has_scale else 1.0)
+
+
+def peak_memory_gib(run: Run) -> float:
+    """The highest use so far: allocated on a GPU, resident beyond the imports on a CPU."""
+    import torch
+
+    if run.plan.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**20
+    return math.nan
+
+
+def summarise(run: Run, values: dict[str, float]) -> dict[str, Any]:
+    """What the closing summary shows."""
+    samples = read_records(run.folder.samples)
+    steps = [record for record in read_records(run.folder.metrics) if "loss" in record]
+    plan = run.plan
+    return {
+        **values,
+        "num_steps": plan.num_steps,
+        "num_tokens": plan.num_tokens,
+        "train_loss": steps[-1]["loss"],
+        "tokens_per_second": plan.num_tokens / max(run.elapsed_seconds, 1e-9),
+        "mfu": steps[-1]["mfu"],
+        "memory_gib": max(record["memory_gib"] or 0.0 for record in steps),
+        "elapsed_seconds": run.elapsed_seconds,
+        "xz_bits_per_byte": run.manifest.held_out_xz_bits_per_byte,
+        "held_out_bytes": run.manifest.held_out.num_bytes,
+        "held_out_is_whole": plan.final_eval_sequences * plan.seq_len
+        >= run.manifest.held_out.num_tokens - 1,
+        "sample_prompt": samples[-1]["prompt"],
+        "sample_before": samples[0]["text"],
+        "sample_after": samples[-1]["text"],
+    }
+
+
+def hyperparameters(run: Run) -> dict[str, Any]:
+    """The settings that tell runs apart in TensorBoard."""
+    plan = run.plan
+    return {
+        "model": plan.model,
+        "optimizer": run.config.optimizer.kind,
+        "lr": plan.learning_rate,
+        "schedule": run.config.schedule.kind,
+        "global_batch": plan.global_batch,
+        "seq_len": plan.seq_len,
+        "precision": plan.precision,
+        "seed": run.config.seed,
+        "num_parameters": plan.num_parameters,
+    }
