@@ -70,7 +70,11 @@ def whole_pieces(engine: "DeepSpeedEngine", names: dict[int, str]) -> Iterator[P
 def flat_pieces(engine: "DeepSpeedEngine", names: dict[int, str]) -> Iterator[Piece]:
     """Stages 1 and 2: each group is one flat tensor, cut in equal parts among the ranks."""
     optimizer = engine.optimizer
-    groups = zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True)
+    if hasattr(optimizer, "bf16_groups"):  # stage 1 with fp32 accumulation has a class of its own
+        groups = zip(optimizer.bf16_groups, optimizer.fp32_groups_flat_partition, strict=True)
+    else:
+        flats_of_groups = optimizer.single_partition_of_fp32_groups
+        groups = zip(optimizer.bit16_groups, flats_of_groups, strict=True)
     for params, flat in groups:
         for param in params:
             mapping = param._hp_mapping

@@ -10,6 +10,7 @@ from llmtrain.memory import MARGIN, Layout, Memory, estimate
 from llmtrain.model.causal_lm import Attention, CausalLM, Facts
 
 MOST_MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # beyond, a larger micro-batch is no faster
+MOST_BF16_ACCUMULATION = 8  # micro-batches that bf16 gradients may add up without losing the last
 SHORT_SEQUENCE = 512  # up to here plain attention beats the fused one on a CPU
 
 Reasons = dict[str, str]
@@ -49,6 +50,13 @@ def check_length(config: RunConfig, facts: Facts) -> None:
         reason = f"is longer than the model's {facts.max_seq_len} positions"
         remedy = "shorten it or raise model.config.max_position_embeddings"
         raise ConfigError("train.seq_len", config.train.seq_len, reason, remedy)
+
+
+def check_documents(config: RunConfig, facts: Facts) -> None:
+    """Only attention can be kept within a document; a state-space layer's state runs on."""
+    if config.data.keep_documents_apart and facts.num_attention_layers < facts.num_layers:
+        reason = f"is not possible: {facts.model_type} keeps a state that runs on across documents"
+        raise ConfigError("data.keep_documents_apart", "true", reason, "set it to false")
 
 
 def choose_precision(config: RunConfig, machine: Machine, reasons: Reasons) -> str:
@@ -169,11 +177,31 @@ def choose_layout(
     ]
     state_bytes = config.optimizer.state_bytes
     for layout in candidates:
+        if loses_gradients(config, layout):
+            continue
         if fits(estimate(facts, layout, state_bytes), machine):
             explain_layout(config, layout, micro_batches, reasons)
             return layout
     reasons["zero_stage"] = "the most frugal of all"
     return candidates[-1]
+
+
+def loses_gradients(config: RunConfig, layout: Layout) -> bool:
+    """Whether a stage that nobody asked for would add up many micro-batches in bf16."""
+    grad_accum = config.train.global_batch // (layout.world_size * layout.micro_batch)
+    is_bf16 = layout.precision.startswith("bf16") and not accumulates_in_fp32(
+        layout, config.optimizer.whole_gradients
+    )
+    return config.zero.stage is None and is_bf16 and grad_accum > MOST_BF16_ACCUMULATION
+
+
+def accumulates_in_fp32(layout: Layout, whole_gradients: bool) -> bool:
+    """DeepSpeed adds bf16 gradients up in fp32 from stage 2 on.
+
+    At stage 1 it does so in an optimizer that knows flat gradients only, and never at stage 0.
+    """
+    least = 2 if whole_gradients else 1
+    return layout.precision == "bf16" and layout.zero_stage >= least
 
 
 def possible_micro_batches(config: RunConfig, machine: Machine) -> list[int]:
@@ -225,8 +253,8 @@ def possible_zero(
         if None not in asked or exact not in choices:
             return [exact]
         choices = [exact, *(c for c in choices if matches(c, asked))]
-    if machine.world_size == 1:  # nothing to partition: stages 1 to 3 only serve offloading
-        choices = [c for c in choices if c[0] == 0 or c[1] != "none"] or choices
+    if machine.world_size == 1:  # nothing to partition: stage 3 serves offloading alone
+        choices = [c for c in choices if c[0] < 3 or c[1] != "none"] or choices
     if machine.device == "cpu":
         choices = [c for c in choices if c[1] == "none"] or choices
     kept = [
@@ -259,7 +287,8 @@ def explain_layout(
         offloaded = layout.offload_optimizer != "none"
         smaller = "the optimizer goes to the host: its state does not fit the device"
         least = "the smallest stage whose state fits the device"
-        alone = "one rank has nothing to partition"
+        exact = "many micro-batches are added up in fp32"
+        alone = exact if layout.zero_stage else "one rank has nothing to partition"
         reasons["zero_stage"] = smaller if offloaded else alone if layout.world_size == 1 else least
     if config.train.micro_batch is not None:
         reasons["micro_batch"] = "asked for"

@@ -95,11 +95,13 @@ def line_of(record: dict[str, Any], plan: Plan) -> str:
     )
 
 
-def show_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
+def show_summary(
+    folder: RunFolder, summary: dict[str, Any], console: Console | None = None
+) -> None:
     """Print how the run ended and what to do next."""
     from rich.markup import escape
 
-    console = Console()
+    console = console or Console()
     console.print()
     loss, bits = summary["eval_loss"], summary["eval_bits_per_byte"]
     console.print(f"[bold]held-out loss {loss:.4f}[/], perplexity {summary['eval_perplexity']:.2f}")

@@ -71,12 +71,15 @@ def take_sample(run: Run) -> str:
     prompt_BL = torch.from_numpy(sequences.read([0])[0][:, : min(PROMPT_TOKENS, run.plan.seq_len)])
     model = run.engine.module.model
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng():  # training's random numbers go on as they were
+        torch.manual_seed(run.config.seed)
         written_BL = model.generate(
             prompt_BL.to(run.device),
             attention_mask=torch.ones_like(prompt_BL, device=run.device),
             max_new_tokens=SAMPLE_TOKENS,
-            do_sample=False,
+            do_sample=True,
+            temperature=0.7,
+            top_p=0.9,
         )
     model.train()
     prompt = str(tokenizer.decode(prompt_BL[0]))

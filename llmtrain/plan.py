@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.choose import (
+    accumulates_in_fp32,
+    check_documents,
     check_length,
     check_stage,
     choose_attention,
@@ -71,8 +73,10 @@ class Plan:
     offload_params: str
     nvme_path: str | None
     reduce_scatter: bool
+    has_fp32_accumulation: bool
     activation_checkpointing: str
     seq_len: int
+    keep_documents_apart: bool
     global_batch: int
     micro_batch: int
     grad_accum: int
@@ -134,12 +138,9 @@ def check_name(config: RunConfig) -> None:
         raise ConfigError(
             "name", config.name, "cannot name a folder", "leave out / and a leading dot"
         )
-    if not (
-        config.resume in ("auto", "never")
-        or config.resume.isdigit()
-        or Path(config.resume).exists()
-    ):
-        raise ConfigError("resume", config.resume, "is no checkpoint", "give auto, never or a step")
+    if config.resume not in ("auto", "never"):
+        reason = "is not one of the ways to start"
+        raise ConfigError("resume", config.resume, reason, "give auto or never")
 
 
 def check_recomputation(config: RunConfig) -> None:
@@ -163,6 +164,7 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
     check_stage(config, machine)
     facts = config.model.facts(config.cache)
     check_length(config, facts)
+    check_documents(config, facts)
     data = describe_data(config, manifest)
     check_vocabulary(facts, manifest)
     reasons: dict[str, str] = {}
@@ -202,8 +204,10 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
         offload_params=layout.offload_params,
         nvme_path=config.zero.nvme_path,
         reduce_scatter=not config.optimizer.whole_gradients,
+        has_fp32_accumulation=accumulates_in_fp32(layout, config.optimizer.whole_gradients),
         activation_checkpointing=layout.activation_checkpointing,
         seq_len=config.train.seq_len,
+        keep_documents_apart=config.data.keep_documents_apart,
         global_batch=config.train.global_batch,
         micro_batch=layout.micro_batch,
         grad_accum=config.train.global_batch // (machine.world_size * layout.micro_batch),

@@ -4,10 +4,14 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from llmtrain.plan import Plan
 
+DOCUMENTS_SHARED = "those of one sequence see each other: usual for pretraining"
 
-def show_plan(plan: "Plan") -> None:
+
+def show_plan(plan: "Plan", console: "Console | None" = None) -> None:
     """Print the plan as a table, with the reason of each choice."""
     from rich.console import Console
     from rich.table import Table
@@ -18,7 +22,7 @@ def show_plan(plan: "Plan") -> None:
     table.add_column("why", style="dim", overflow="fold")
     for name, value, reason in rows(plan):
         table.add_row(name, value, plan.reasons.get(reason, reason))
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = console or Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     for warning in plan.warnings:
         console.print(f"[yellow]warning:[/] {warning}")
@@ -53,12 +57,13 @@ def rows(plan: "Plan") -> list[tuple[str, str, str]]:
     if plan.scan_kernel:
         found.append(("scan", plan.scan_kernel, "scan_kernel"))
     peak = f"about {plan.memory['device_peak_gib']:.2f} GiB a device"
-    documents = "documents follow each other in a sequence and see each other"
+    apart = "packed, kept apart" if plan.keep_documents_apart else "packed, not kept apart"
+    sight = "a token sees its own document" if plan.keep_documents_apart else DOCUMENTS_SHARED
     found.append(("memory", peak, components(plan)))
     found.append(
         ("arithmetic", f"{plan.flops_per_token:.3g} FLOPs a token", "matrix products only")
     )
-    found.append(("documents", plan.reasons.get("documents", "packed"), documents))
+    found.append(("documents", apart, sight))
     found.append(
         ("evaluation", f"every {plan.eval_every} steps", f"{plan.eval_sequences} sequences")
     )

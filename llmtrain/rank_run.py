@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,13 @@ class Run:
     elapsed_seconds: float = 0.0
     is_stopping: bool = False
     sums: Sums = field(default_factory=Sums)
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """What is done inside is no part of a step's time."""
+        start = time.perf_counter()
+        yield
+        self.sums.start += time.perf_counter() - start
 
     @property
     def is_last_step(self) -> bool:

@@ -172,10 +172,11 @@ def after_step(run: Run) -> None:
     plan, step = run.plan, run.step
     if step % plan.log_every == 0 or run.is_last_step or step == 1:
         log_step(run)
-    if step % plan.eval_every == 0 or run.is_last_step:
-        evaluate_on_the_way(run)
-    if step % plan.checkpoint_every == 0 and not run.is_last_step:
-        save_checkpoint(run)
+    with run.off_the_clock():
+        if step % plan.eval_every == 0 or run.is_last_step:
+            evaluate_on_the_way(run)
+        if step % plan.checkpoint_every == 0 and not run.is_last_step:
+            save_checkpoint(run)
     report(run.folder, run.ranks, "running", step, every=STATUS_SECONDS)
 
 
@@ -185,7 +186,6 @@ def evaluate_on_the_way(run: Run) -> None:
     if loss < run.best_loss:
         run.best_loss = loss
         save_folder(run, run.folder.best, loss)
-    run.sums.start = time.perf_counter()
 
 
 def save_checkpoint(run: Run) -> None:
@@ -200,7 +200,6 @@ def save_checkpoint(run: Run) -> None:
     checkpoint.save(run.folder, run.engine, run.ranks, run.step, extra)
     if run.ranks.is_first:
         checkpoint.prune(run.folder, run.config.checkpoint.keep)
-    run.sums.start = time.perf_counter()
 
 
 def finite_or_none(value: float) -> float | None:

@@ -50,7 +50,7 @@ def precision(plan: Plan) -> dict[str, Any]:
         return {"bf16": pure} if plan.zero_stage else {}
     if plan.precision == "bf16":
         block: dict[str, Any] = {"bf16": {"enabled": True}}
-        if plan.zero_stage:  # DeepSpeed has no fp32 accumulation without ZeRO
+        if plan.has_fp32_accumulation:
             block["data_types"] = {"grad_accum_dtype": "fp32"}
         return block
     return {}

@@ -1,0 +1,1 @@
+"""Measurements of llmtrain, and the pictures of its README."""

@@ -1,0 +1,145 @@
+"""What the tests share: a small real corpus, one cache for all of them, and the command itself."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT_FILES = (
+    "abc",
+    "ast",
+    "bdb",
+    "cmd",
+    "code",
+    "copy",
+    "csv",
+    "dis",
+    "enum",
+    "glob",
+    "hmac",
+    "io",
+)
+
+# A Llama that takes a step in milliseconds.
+SMALL = [
+    "model.config.vocab_size=512",
+    "model.config.hidden_size=64",
+    "model.config.head_dim=32",
+    "model.config.num_hidden_layers=2",
+    "train.seq_len=32",
+    "train.global_batch=4",
+]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all tests, so that a model is counted and a corpus tokenised once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with twelve modules of the standard library as text."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for name in TEXT_FILES:
+        source = Path(sysconfig.get_paths()["stdlib"], f"{name}.py")
+        shutil.copy(source, folder / f"{name}.txt")
+    return folder
+
+
+@dataclass
+class Command:
+    """A command of ours with its own folder for outputs."""
+
+    cache: Path
+    corpus: Path
+    folder: Path
+
+    def words(self, module: str, *overrides: str) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            f"llmtrain.{module}",
+            f"output_root={self.folder / 'outputs'}",
+            f"cache_root={self.cache}",
+            "data=text",
+            f"data.path={self.corpus}",
+            "data.held_out_every=4",
+            *overrides,
+        ]
+
+    def run(self, *overrides: str, module: str = "run") -> "subprocess.CompletedProcess[str]":
+        """Run it to its end."""
+        return subprocess.run(
+            self.words(module, *overrides),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            cwd=self.folder,
+            env=self.environment,
+        )
+
+    def start(self, *overrides: str) -> "subprocess.Popen[str]":
+        """Start it, in a session of its own."""
+        return subprocess.Popen(
+            self.words("run", *overrides),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            env=self.environment,
+            start_new_session=True,
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def only_run(self) -> Path:
+        """The one run folder that there is."""
+        (folder,) = (self.folder / "outputs").iterdir()
+        return folder
+
+    def runs(self) -> list[Path]:
+        outputs = self.folder / "outputs"
+        return sorted(outputs.iterdir()) if outputs.exists() else []
+
+
+@pytest.fixture
+def command(cache: Path, corpus: Path, tmp_path: Path) -> Iterator[Command]:
+    """The command line, with ranks that a failed test left behind ended."""
+    started = Command(cache, corpus, tmp_path)
+    yield started
+    for pid in ranks_below(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+
+
+def ranks_below(folder: Path) -> list[int]:
+    """The rank processes that train a run below a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"llmtrain.train" in words and any(str(folder).encode() in word for word in words):
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for something to become true; fail the test if it does not."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
