@@ -1,5 +1,6 @@
 """Starts one process per device of this machine, through torchrun's process context."""
 
+import logging
 import os
 import signal
 import socket
@@ -73,8 +74,8 @@ class Local(Part):
         The first rank that fails ends the others. Ctrl+C and SIGTERM ask the ranks to save and
         stop; a second Ctrl+C, or the end of the grace time, kills them.
         """
-        with stop_requests() as requests:
-            context = start(command, ranks, shared_environment(threads) | environment)
+        context = start(command, ranks, shared_environment(threads) | environment)
+        with stop_requests() as requests:  # after the start, which installs handlers of its own
             try:
                 return self.wait(context, requests, watch)
             finally:
@@ -100,6 +101,7 @@ def start(command: list[str], ranks: int, environment: dict[str, str]) -> "PCont
     """One process for each rank, with its place in the environment."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it shorter
     places = {rank: {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)}
     common = environment | {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     return start_processes(

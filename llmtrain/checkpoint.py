@@ -126,7 +126,8 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier()
-    save_file(owned_tensors(engine), temporary / f"rank_{ranks.rank}.safetensors")
+    if ranks.is_first or engine.zero_optimization_stage():  # at stage 0 every rank owns everything
+        save_file(owned_tensors(engine), temporary / f"rank_{ranks.rank}.safetensors")
     save_file(random_state(), temporary / f"rng_{ranks.rank}.safetensors")
     dist.barrier()
     if ranks.is_first:
@@ -225,7 +226,8 @@ def load(path: Path, engine: "DeepSpeedEngine", ranks: Ranks) -> dict[str, Any]:
     owned = pieces(engine)
     with torch.no_grad():
         for number, flat in enumerate(flats(owned)):
-            restore_flat_state(engine, flat, number, saved, fragments)
+            names = {piece.name for piece in owned if piece.flat is flat}
+            restore_flat_state(inner_state(engine, flat), flat, number, names, saved, fragments)
         for piece in owned:
             state = inner_state(engine, piece.flat)
             for name, values in {MASTER: piece.flat, **elementwise(state, piece.flat)}.items():
@@ -239,27 +241,27 @@ def load(path: Path, engine: "DeepSpeedEngine", ranks: Ranks) -> dict[str, Any]:
 
 
 def restore_flat_state(
-    engine: "DeepSpeedEngine",
+    state: dict[str, Any],
     flat: "Tensor",
     number: int,
+    names: set[str],
     saved: dict[str, Any],
     fragments: "Fragments",
 ) -> None:
-    """Make the optimizer's state of one tensor exist: an optimizer fills it at its first step."""
+    """Make the optimizer's state of one tensor exist: an optimizer fills it at its first step.
+
+    ``names`` are the parameters whose values lie in ``flat``, the optimizer's tensor ``number``.
+    """
     import torch
 
-    state = inner_state(engine, flat)
-    for name in fragments.states - {MASTER}:
-        if name not in state and not fragments.has_block(name):
-            state[name] = torch.zeros_like(flat)
+    for name in fragments.states_of(names) - {MASTER, *state}:
+        state[name] = torch.zeros_like(flat)
+    for name in fragments.states_of({f"#{number}"}):
+        state[name] = fragments.block(name, number).to(flat.device)
     layout = saved["scalars"]
-    for name, number_saved in layout[min(number, len(layout) - 1)].items():
-        value = number_saved["value"]
-        device = flat.device
-        state[name] = torch.tensor(value, device=device) if number_saved["is_tensor"] else value
-    for name in fragments.states:
-        if fragments.has_block(name):
-            state[name] = fragments.block(name, number).to(flat.device)
+    for name, scalar in layout[min(number, len(layout) - 1)].items():
+        value = scalar["value"]
+        state[name] = torch.tensor(value, device=flat.device) if scalar["is_tensor"] else value
 
 
 class Fragments:
@@ -278,13 +280,9 @@ class Fragments:
                 place = (int(start), numel, reader, key)
                 self.places.setdefault((state, name), []).append(place)
 
-    @property
-    def states(self) -> set[str]:
-        return {state for state, _ in self.places}
-
-    def has_block(self, state: str) -> bool:
-        """Whether a state is kept whole instead of by parameter."""
-        return (state, "#0") in self.places
+    def states_of(self, names: set[str]) -> set[str]:
+        """The states that are kept of these parameters, or of a whole tensor (``#<number>``)."""
+        return {state for state, name in self.places if name in names}
 
     def block(self, state: str, number: int) -> "Tensor":
         _, _, reader, key = self.places[state, f"#{number}"][0]

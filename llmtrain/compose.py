@@ -16,7 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from llmtrain.config import RunConfig
-from llmtrain.errors import DONE, FAILED, REFUSED, ConfigError, TrainingError, nearest
+from llmtrain.errors import (
+    DONE,
+    FAILED,
+    REFUSED,
+    STOPPED,
+    ConfigError,
+    TrainingError,
+    nearest,
+)
 from llmtrain.hardware import Hardware
 from llmtrain.schema import GROUPS, kinds
 
@@ -42,6 +50,9 @@ def main(task: Task, command: str, summary: str) -> int:
         return report(error)
     except (HydraException, OmegaConfBaseException) as error:
         return report(explain(error, sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("Stopped before training began.", file=sys.stderr)
+        return STOPPED
     return FAILED if points.num_failed else DONE
 
 
@@ -81,7 +92,8 @@ def run_hydra(task: Callable[[DictConfig], float | None]) -> None:
     """Let Hydra compose the command line, sweep it if asked, and call ``task`` for each point."""
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors to us instead of printing them
-    sys.argv[1:] = [f"++{word}" if OPEN_KEYS.match(word) else word for word in sys.argv[1:]]
+    words = [f"++{word}" if OPEN_KEYS.match(word) else word for word in sys.argv[1:]]
+    sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # goes first
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
 
 

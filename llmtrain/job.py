@@ -94,7 +94,9 @@ class Job:
                 environment=self.environment(),
                 watch=progress.refresh,
             )
-        if ended.failures:
+        if ended.was_stopped and all(code < 0 for code in ended.failures.values()):
+            self.folder.write_status("stopped", self.newest_step())  # also before the first step
+        elif ended.failures:
             raise self.failure(ended.failures)
         if self.folder.read_status()["state"] == "stopped":
             step = self.newest_step()

@@ -13,10 +13,13 @@ def run(config: RunConfig) -> float | None:
     from llmtrain.job import Job
     from llmtrain.plan import check, make_plan
     from llmtrain.plan_table import show_plan
+    from llmtrain.zero import deepspeed_config
 
     refuse_wrapper()
     check(config)
+    # Refused now if it cannot be: afterwards reading and tokenising may take hours.
     estimated = make_plan(config, find_manifest(config.data, config.cache, config.model.path))
+    deepspeed_config(estimated, config.zero.extra)
     config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
     manifest = prepare(config.data, config.cache, config.model.path)
     plan = make_plan(config, manifest)

@@ -23,7 +23,7 @@ from llmtrain.plan import Plan
 from llmtrain.rank_run import Run, Sums
 from llmtrain.ranks import Ranks, die_with_parent
 from llmtrain.records import hyperparameters, log_step, summarise
-from llmtrain.step import train_step
+from llmtrain.step import step_batches, train_step
 
 STATUS_SECONDS = 1.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -65,6 +65,8 @@ def train(folder: RunFolder, ranks: Ranks) -> None:
     """Start or continue the run and bring it to its end, or to a requested stop."""
     run = start(folder, ranks)
     install_stop_handler(run)
+    if run.config.debug:
+        show_first_batch(run)
     if run.step == 0:
         take_sample(run)
     run.engine.module.train()
@@ -186,6 +188,17 @@ def evaluate_on_the_way(run: Run) -> None:
     if loss < run.best_loss:
         run.best_loss = loss
         save_folder(run, run.folder.best, loss)
+
+
+def show_first_batch(run: Run) -> None:
+    """What the model is about to read, in the log: text, ids and the labels they predict."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(run.manifest.vocabulary.folder)
+    batch = next(step_batches(run))
+    print(f"first batch: { ({name: tuple(values.shape) for name, values in batch.items()}) }")
+    print(f"first text:\n{tokenizer.decode(batch['input_ids'][0])}")
+    print(f"ids {batch['input_ids'][0].tolist()}\nlabels {batch['labels'][0].tolist()}", flush=True)
 
 
 def save_checkpoint(run: Run) -> None:

@@ -36,7 +36,8 @@ WRONG = {
     "model.config.hidden_size=300": (
         "model.config.hidden_size=300 is no multiple of head_dim=128; take 256 or 384"
     ),
-    "model.config.vocab_size=lots": "model.config.vocab_size=lots is no positive whole number",
+    "model.config.vocab_size=lots": "vocab_size=lots is not a whole number",
+    "model.config.num_hidden_layers=lots": "model.config=llama_tiny is refused",
     "model=mamba_tiny model.config.attention_dropout=0.1": "attention_dropout=0.1 is no keyword of",
     "optimizer.lr=-1": "optimizer.lr=-1.0 is not above 0",
     "optimizer=adamw8bit": "optimizer=adamw8bit has no kernel for cpu",
@@ -49,7 +50,7 @@ WRONG = {
     "model=pretrained": "model.path=null is needed",
     "model=pretrained model.path=/nowhere": "model.path=/nowhere does not exist",
     "seed=0,1": "seed=0,1 is several values; add -m",
-    "data.keep_documents_apart=true model=mamba_tiny": "keeps a state that runs on across documents",
+    "data.keep_documents_apart=true model=mamba_tiny": "a state that runs on across documents",
     "name=a/b": "name=a/b cannot name a folder",
     "hardware=a800x8 model=llama_tiny": "hardware.gpus_per_node=8 is more than the 0 GPUs",
     "zero.extra.zero_optimization.stage=1": "zero.extra.zero_optimization.stage=1 stands against",
@@ -145,7 +146,8 @@ def test_every_model_composes_and_plans(name: str, cache: Path) -> None:
 
 @pytest.mark.parametrize("name", compose.choices("hardware"))
 def test_every_hardware_composes_and_plans(name: str, cache: Path) -> None:
-    plan = make_plan(compose_config(f"hardware={name}", f"cache_root={cache}", "model=llama_50m"))
+    words = [f"hardware={name}", f"cache_root={cache}", "model=llama_50m", "train.global_batch=96"]
+    plan = make_plan(compose_config(*words))
     assert plan.world_size * plan.micro_batch * plan.grad_accum == plan.global_batch
 
 
@@ -164,7 +166,7 @@ def test_every_choice_of_the_small_groups_composes(group: str) -> None:
 
 
 def test_a_config_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
-    config = compose_config("model=moe_tiny", "hardware=cpux2", "schedule=wsd", "zero.extra.a=1")
+    config = compose_config("model=moe_tiny", "hardware=cpux2", "schedule=wsd", "++zero.extra.a=1")
     write_text(tmp_path / "config.yaml", config.to_yaml())
     assert load(tmp_path / "config.yaml") == config
 

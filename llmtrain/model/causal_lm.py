@@ -55,7 +55,8 @@ class CausalLM(Part):
         if self.path is not None:
             check_path(f"{key}.path", self.path)
         elif self.architecture is None:
-            raise ConfigError(f"{key}.architecture", None, "says nothing", "give it, or model.path")
+            remedy = f"give a folder or hub name: {key}.path=..."
+            raise ConfigError(f"{key}.path", None, "is needed", remedy)
         else:
             check_keywords(key, self.architecture, self.config)
             complete_config(self.architecture, self.config)

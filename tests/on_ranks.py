@@ -1,0 +1,80 @@
+"""Trains small runs inside one or two rank processes, one after the other, and says what came out.
+
+`python -m tests.on_ranks JOB.json`, once for each rank: the same code as a rank of ours, without a
+fresh start of Python for every run.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmtrain import checkpoint, train
+from llmtrain.folder import RunFolder
+from llmtrain.ranks import Ranks
+from llmtrain.step import train_step
+
+
+def main(path: str) -> None:
+    job = json.loads(Path(path).read_text())
+    ranks = Ranks.from_environment()
+    results = [globals()[task["do"]](task, ranks) for task in job["tasks"]]
+    if ranks.is_first:
+        Path(job["results"]).write_text(json.dumps(results))
+
+
+def curve(task: dict[str, Any], ranks: Ranks) -> list[float]:
+    """The loss of each of a run's steps, summed over ranks."""
+    run = train.start(RunFolder(task["folder"]), ranks)
+    run.engine.module.train()
+    losses = []
+    while run.step < run.plan.num_steps:
+        losses.append(one_step(run))
+    run.engine.destroy()
+    return losses
+
+
+def one_step(run: train.Run) -> float:
+    """Train a step; its mean loss over all ranks."""
+    run.sums = train.Sums()
+    train_step(run)
+    run.step += 1
+    return run.sum(float(run.sums.loss)) / run.sums.tokens
+
+
+def save_and_continue(task: dict[str, Any], ranks: Ranks) -> list[float]:
+    """Half of a run, a checkpoint, and the other half in an engine that was filled from it."""
+    folder = RunFolder(task["folder"])
+    run = train.start(folder, ranks)
+    half = run.plan.num_steps // 2
+    losses = [one_step(run) for _ in range(half)]
+    train.save_checkpoint(run)
+    run.engine.destroy()
+    run = train.start(folder, ranks)
+    assert run.step == half
+    losses += [one_step(run) for _ in range(half)]
+    run.engine.destroy()
+    return losses
+
+
+def final_logits(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Train a run, write final/, and give the trainer's logits of a fixed text."""
+    import torch
+
+    run = train.start(RunFolder(task["folder"]), ranks)
+    losses = [one_step(run) for _ in range(run.plan.num_steps)]
+    train.save_folder(run, run.folder.final, losses[-1])
+    run.engine.module.eval()
+    with torch.no_grad():
+        tokens_BL = torch.arange(2, 18)[None]
+        logits_BLV = run.engine.module.model(tokens_BL, use_cache=False).logits
+    size = sum(len(piece.view(piece.flat)) for piece in checkpoint.pieces(run.engine))
+    run.engine.destroy()
+    return {"losses": losses, "logits": logits_BLV[0, -1].float().tolist(), "owned": size}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+    sys.stdout.flush()
+    os._exit(0)  # groups of engines that are gone are not taken down one by one

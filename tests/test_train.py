@@ -1,0 +1,189 @@
+"""Training on real ranks: the same curve however it is spread, and models that open elsewhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launchers.local import shared_environment
+from llmtrain.data.shards import prepare
+from llmtrain.job import Job
+from llmtrain.plan import make_plan
+from tests.conftest import ROOT, SMALL, Command
+from tests.test_compose import compose_config
+
+FAMILIES = {
+    "llama_tiny": SMALL,
+    "moe_tiny": [
+        "model.config.vocab_size=512",
+        "model.config.hidden_size=64",
+        "model.config.intermediate_size=64",
+        "model.config.num_hidden_layers=2",
+    ],
+    "mamba_tiny": ["model.config.vocab_size=512", "model.config.hidden_size=64"],
+    "mamba2_tiny": ["model.config.vocab_size=512", "model.config.hidden_size=64"],
+    "hybrid_tiny": ["model.config.vocab_size=512", "model.config.hidden_size=64"],
+}
+RATE = ["optimizer.lr=5e-3", "train.max_steps=20"]
+LENGTHS = ["train.seq_len=32", "train.global_batch=4"]
+
+
+class Bench:
+    """Fills run folders and trains them together on one or two ranks."""
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.tasks: list[dict[str, Any]] = []
+
+    def add(self, name: str, do: str, *overrides: str) -> None:
+        """A task on a run of its own."""
+        command = self.command
+        words = [
+            f"name={name}",
+            f"cache_root={command.cache}",
+            f"output_root={command.folder}",
+            "data=text",
+            f"data.path={command.corpus}",
+            "data.held_out_every=4",
+            *overrides,
+        ]
+        config = compose_config(*words)
+        manifest = prepare(config.data, config.cache, config.model.path)
+        job = Job(config, make_plan(config, manifest), manifest)
+        job.fill_folder()
+        self.tasks.append({"do": do, "folder": str(job.folder.path)})
+
+    def run(self, num_ranks: int) -> list[Any]:
+        """The results of all tasks, in order."""
+        path, results = self.command.folder / "job.json", self.command.folder / "results.json"
+        path.write_text(json.dumps({"tasks": self.tasks, "results": str(results)}))
+        shared = os.environ | shared_environment(threads=1) | {"DS_ACCELERATOR": "cpu"}
+        shared |= {"TORCH_COMPILE_DISABLE": "1", "PYTHONPATH": str(ROOT)}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.on_ranks", str(path)],
+                env=shared
+                | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=ROOT,
+            )
+            for rank in range(num_ranks)
+        ]
+        said = [rank.communicate(timeout=400)[0] for rank in ranks]
+        assert all(rank.returncode == 0 for rank in ranks), "\n".join(said)
+        found: list[Any] = json.loads(results.read_text())
+        return found
+
+
+@pytest.fixture
+def bench(command: Command) -> Bench:
+    return Bench(command)
+
+
+def test_the_loss_curve_is_the_same_at_every_stage_and_number_of_ranks(
+    bench: Bench, command: Command
+) -> None:
+    curves = {}
+    for num_ranks in (1, 2):
+        bench.tasks = []
+        for stage in range(4):
+            spread = [f"hardware=cpux{num_ranks}", f"zero.stage={stage}", "train.precision=fp32"]
+            name = f"stage{stage}ranks{num_ranks}"
+            bench.add(name, "curve", *SMALL, *spread, "optimizer=adamw", *RATE)
+        for stage, losses in enumerate(bench.run(num_ranks)):
+            curves[num_ranks, stage] = losses
+    reference = curves[1, 0]
+    assert reference[-1] < reference[0] - 0.3
+    for spread, losses in curves.items():
+        assert losses == pytest.approx(reference, rel=1e-3), spread
+
+
+def test_accumulation_and_recomputation_change_memory_and_not_the_result(bench: Bench) -> None:
+    words = [*SMALL, "hardware=cpux1", "train.precision=fp32", "train.max_steps=8"]
+    bench.add("whole", "curve", *words)
+    bench.add("accumulated", "curve", *words, "train.micro_batch=1")
+    bench.add("recomputed", "curve", *words, "train.activation_checkpointing=full")
+    bench.add("halfway", "curve", *words, "train.activation_checkpointing=2")
+    whole, *others = bench.run(1)
+    for losses in others:
+        assert losses == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_every_family_trains_and_its_final_model_has_the_trainers_logits(
+    bench: Bench, num_ranks: int
+) -> None:
+    for name, overrides in FAMILIES.items():
+        stage = f"zero.stage={3 if num_ranks == 2 else 0}"
+        words = [f"model={name}", *overrides, *LENGTHS, f"hardware=cpux{num_ranks}", stage]
+        bench.add(name, "final_logits", *words, "train.max_steps=10", "train.precision=bf16")
+    for task, result in zip(bench.tasks, bench.run(num_ranks), strict=True):
+        assert result["losses"][-1] < result["losses"][0], task
+        assert opened_logits(Path(task["folder"]) / "final") == pytest.approx(
+            result["logits"], abs=2e-2
+        )
+
+
+def opened_logits(path: Path) -> list[float]:
+    """The logits of the fixed text, by transformers alone."""
+    script = (
+        "import sys, json, torch\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()\n"
+        "assert AutoTokenizer.from_pretrained(sys.argv[1]).decode([5, 6])\n"
+        "tokens_BL = torch.arange(2, 18)[None]\n"
+        "print(json.dumps(model(tokens_BL).logits[0, -1].float().tolist()))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    logits: list[float] = json.loads(ended.stdout.splitlines()[-1])
+    return logits
+
+
+def test_a_finished_model_can_be_trained_further(bench: Bench, command: Command) -> None:
+    bench.add("first", "final_logits", *SMALL, "hardware=cpux1", "train.max_steps=10")
+    first = bench.run(1)[0]
+    final = Path(bench.tasks[0]["folder"]) / "final"
+    bench.tasks = []
+    again = ["model=pretrained", f"model.path={final}", *LENGTHS, "hardware=cpux1"]
+    bench.add("second", "final_logits", *again, "train.max_steps=6", "optimizer.lr=1e-3")
+    second = bench.run(1)[0]
+    assert second["losses"][0] < first["losses"][0] - 0.3
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_checkpoint_continues_to_the_bit_at_every_stage(bench: Bench, num_ranks: int) -> None:
+    cases = []
+    for stage, precision in [(0, "bf16"), (0, "fp32"), (1, "bf16"), (2, "bf16"), (3, "fp32")]:
+        for do in ("curve", "save_and_continue"):
+            words = [*SMALL, f"hardware=cpux{num_ranks}", f"zero.stage={stage}"]
+            words += [f"train.precision={precision}", "train.max_steps=6", "optimizer=adamw"]
+            name = f"{do}{stage}{precision}"
+            bench.add(name, do, *words)
+            cases.append(name)
+    results = bench.run(num_ranks)
+    for straight, resumed, name in zip(results[::2], results[1::2], cases[::2], strict=True):
+        assert straight == resumed, name
+
+
+def test_muon_and_adafactor_train_and_continue_to_the_bit(bench: Bench) -> None:
+    for optimizer, stage in [("muon", 0), ("muon", 1), ("muon", 3), ("adafactor", 0)]:
+        for do in ("curve", "save_and_continue"):
+            words = [*SMALL, "hardware=cpux1", f"optimizer={optimizer}", f"zero.stage={stage}"]
+            bench.add(f"{optimizer}{stage}{do}", do, *words, "train.max_steps=6")
+    results = bench.run(1)
+    for straight, resumed in zip(results[::2], results[1::2], strict=True):
+        assert straight == resumed
+        assert straight[-1] < straight[0]
+    assert results[0] == pytest.approx(results[4], rel=1e-2)  # Muon at stage 0 and at stage 3
