@@ -74,7 +74,12 @@ class Local(Part):
         The first rank that fails ends the others. Ctrl+C and SIGTERM ask the ranks to save and
         stop; a second Ctrl+C, or the end of the grace time, kills them.
         """
-        context = start(command, ranks, shared_environment(threads) | environment)
+        from torch.distributed.elastic.multiprocessing import SignalException
+
+        try:
+            context = start(command, ranks, shared_environment(threads) | environment)
+        except SignalException:  # torch's own answer to Ctrl+C while it starts the processes
+            return Ended({0: -signal.SIGINT}, was_stopped=True)
         with stop_requests() as requests:  # after the start, which installs handlers of its own
             try:
                 return self.wait(context, requests, watch)

@@ -180,8 +180,11 @@ def test_a_config_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
         "data=text",
         "schedule=wsd",
         "train.seq_len=64",
-    ]
-    + ["train.max_steps=7", "model=mamba_tiny", "train.precision=fp32", "train.global_batch=32"],
+        "train.max_steps=7",
+        "model=mamba_tiny",
+        "train.precision=fp32",
+        "train.global_batch=32",
+    ],
 )
 def test_what_is_learned_makes_another_run(override: str) -> None:
     assert compose_config(override).identity != compose_config().identity
