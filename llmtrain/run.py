@@ -9,9 +9,10 @@ from llmtrain.errors import ConfigError
 
 def run(config: RunConfig) -> float | None:
     """Train what the config asks for, or continue it; returns the final held-out loss."""
+    from llmtrain.checks import check, check_compiler
     from llmtrain.data.shards import find_manifest, prepare
     from llmtrain.job import Job
-    from llmtrain.plan import check, make_plan
+    from llmtrain.plan import make_plan
     from llmtrain.plan_table import show_plan
     from llmtrain.zero import deepspeed_config
 
@@ -20,6 +21,7 @@ def run(config: RunConfig) -> float | None:
     # Refused now if it cannot be: afterwards reading and tokenising may take hours.
     estimated = make_plan(config, find_manifest(config.data, config.cache, config.model.path))
     deepspeed_config(estimated, config.zero.extra)
+    check_compiler(config, estimated.device, estimated.offload_optimizer)
     config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
     manifest = prepare(config.data, config.cache, config.model.path)
     plan = make_plan(config, manifest)

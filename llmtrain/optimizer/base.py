@@ -64,12 +64,8 @@ def require_package(key: str, value: str, package: str, pip_line: str) -> None:
         )
 
 
-def require_compiler(value: str) -> None:
-    """Raise ConfigError where no C++ compiler is found for an operator that DeepSpeed compiles."""
+def require_compiler(key: str, value: str, remedy: str) -> None:
+    """Raise ConfigError where no C++ compiler is found for code that is compiled at the start."""
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        raise ConfigError(
-            "optimizer",
-            value,
-            "compiles a C++ operator and no compiler is found",
-            "install g++ or take optimizer=adamw",
-        )
+        reason = "compiles C++ and no compiler is found"
+        raise ConfigError(key, value, reason, f"install g++ or {remedy}")

@@ -23,7 +23,7 @@ class Lion(Optimizer):
     state_bytes: ClassVar[float] = 4.0
 
     def check(self, device: str, grad_clip: float) -> None:
-        require_compiler(self.kind)
+        require_compiler("optimizer", self.kind, "take optimizer=adamw")
 
     def build(self, model: "nn.Module", device: str, offloaded: bool) -> "TorchOptimizer":
         from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion

@@ -1,0 +1,97 @@
+"""How long a run is, in steps, and what happens at which of them."""
+
+import math
+from dataclasses import dataclass
+
+from llmtrain.config import RunConfig
+
+DEBUG_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the plan knows of the corpus; ``is_estimate`` until it has been prepared."""
+
+    name: str
+    num_train_tokens: int
+    num_held_out_tokens: int
+    is_estimate: bool
+    fingerprint: str | None
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Steps and tokens of a run, and the steps at which it warms up, evaluates and saves."""
+
+    tokens_per_step: int
+    num_steps: int
+    num_tokens: int
+    num_epochs: float
+    warmup_steps: int
+    eval_every: int
+    eval_sequences: int
+    final_eval_sequences: int
+    checkpoint_every: int
+
+
+def choose_horizon(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> Horizon:
+    """The horizon that was asked for, or the recipe's; a fifth of it between evaluations."""
+    num_steps = count_steps(config, data, reasons)
+    tokens_per_step = config.train.global_batch * config.train.seq_len
+    fifth = -(-num_steps // 5)
+    eval_every = config.train.eval_every or fifth
+    eval_sequences, final_eval_sequences = count_eval_sequences(config, data, num_steps, eval_every)
+    warmup_steps = config.schedule.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = num_steps // 20
+        reasons["warmup_steps"] = "5 % of the steps"
+    return Horizon(
+        tokens_per_step=tokens_per_step,
+        num_steps=num_steps,
+        num_tokens=num_steps * tokens_per_step,
+        num_epochs=num_steps * tokens_per_step / max(1, data.num_train_tokens),
+        warmup_steps=min(warmup_steps, num_steps),
+        eval_every=eval_every,
+        eval_sequences=eval_sequences,
+        final_eval_sequences=final_eval_sequences,
+        checkpoint_every=config.checkpoint.every or min(500, fifth),
+    )
+
+
+def count_steps(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> int:
+    """The horizon in steps, from whichever of steps, tokens or epochs was given."""
+    train, recipe = config.train, config.mode.recipe
+    per_step = train.global_batch * train.seq_len
+    if config.debug:
+        reasons["num_steps"] = "debug"
+        return DEBUG_STEPS
+    if train.max_steps:
+        reasons["num_steps"] = "train.max_steps"
+        return train.max_steps
+    if train.max_tokens or train.max_epochs:
+        reasons["num_steps"] = "train.max_tokens" if train.max_tokens else "train.max_epochs"
+        horizon = (train.max_tokens, train.max_epochs)
+    else:
+        reasons["num_steps"] = f"the horizon of {config.model.name}'s recipe"
+        horizon = (recipe.max_tokens, recipe.max_epochs)
+    max_tokens, max_epochs = horizon
+    tokens = max_tokens or (max_epochs or 1.0) * data.num_train_tokens
+    return max(1, math.ceil(tokens / per_step))
+
+
+def count_eval_sequences(
+    config: RunConfig, data: Corpus, num_steps: int, eval_every: int
+) -> tuple[int, int]:
+    """Held-out sequences of an evaluation on the way, and of the closing one.
+
+    On the way, evaluating costs about 2 % of training (a forward pass is a third of a step); at the
+    end everything is read, unless that were more than a fifth of what was trained on.
+    """
+    batch = config.train.global_batch
+    everything = max(1, -(-(data.num_held_out_tokens - 1) // config.train.seq_len))
+    if config.train.eval_batches is not None:
+        asked = min(everything, config.train.eval_batches * batch)
+        return asked, everything if num_steps * batch >= 5 * everything else asked
+    on_the_way = min(everything, max(batch, eval_every * batch // 16))
+    closing = min(everything, max(on_the_way, num_steps * batch // 5))
+    return on_the_way, closing
