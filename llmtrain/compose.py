@@ -120,6 +120,13 @@ def to_config(values: DictConfig) -> RunConfig:
     return config
 
 
+def overrides() -> list[str]:
+    """The overrides of the point that is being run; of a multirun, its own values only."""
+    if HydraConfig.initialized():
+        return list(HydraConfig.get().overrides.task)
+    return sys.argv[1:]
+
+
 def refuse_strangers(values: DictConfig, prefix: str = "") -> None:
     """Raise ConfigError for a key that `+` or `++` put beside those of a schema."""
     known = getattr(OmegaConf.get_type(values), "__dataclass_fields__", None)

@@ -1,5 +1,6 @@
 """What a user sees of a run: a live bar while it trains, and the closing summary."""
 
+import shlex
 import time
 from types import TracebackType
 from typing import Any
@@ -117,7 +118,8 @@ def show_summary(
         text = f"[dim]{escape(summary['sample_prompt'])}[/]{escape(summary['sample_' + when])}"
         console.print(text, soft_wrap=True, highlight=False)
     console.print(f"\n[bold]the model[/]  {folder.final}")
-    console.print(f"\n[bold]next[/]\n{next_commands(folder)}", soft_wrap=True, highlight=False)
+    commands = escape(next_commands(folder, 10 * summary["num_tokens"]))
+    console.print(f"\n[bold]next[/]\n{commands}", soft_wrap=True, highlight=False)
 
 
 def compared(summary: dict[str, Any]) -> str:
@@ -131,12 +133,17 @@ def compared(summary: dict[str, Any]) -> str:
     return f" of held-out text; xz -9 takes {xz:.4f} for {part}: {verdict}"
 
 
-def next_commands(folder: RunFolder) -> str:
-    """The three commands that make sense after a run."""
+def next_commands(folder: RunFolder, num_tokens: int) -> str:
+    """The three commands that make sense after a run; the last is the run itself, but longer."""
+    given = shlex.split(folder.overrides.read_text())
+    kept = [word for word in given if not word.startswith("train.max_")]
+    longer = shlex.join(
+        ["python", "-m", "llmtrain.run", *kept, f"train.max_tokens={num_tokens:.1g}"]
+    )
     return "\n".join(
         [
             f'  python -m llmtrain.generate {folder.path} --prompt "def "',
             f"  tensorboard --logdir {folder.path.parent}",
-            "  python -m llmtrain.run train.max_tokens=1e7   # the same, trained longer",
+            f"  {longer}",
         ]
     )

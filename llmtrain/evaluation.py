@@ -14,7 +14,7 @@ PROMPT_TOKENS = 16
 
 
 def evaluate(run: Run, num_sequences: int, record: bool = True) -> dict[str, float]:
-    """Loss, perplexity and bits per byte over the first held-out sequences, on all ranks."""
+    """Loss, perplexity and bits per byte over some held-out sequences, on all ranks together."""
     import torch
 
     from llmtrain.data.sequences import TokenSequences
@@ -50,11 +50,12 @@ def held_out_batches(
     import numpy as np
 
     size, ranks = run.plan.micro_batch, run.ranks
+    chosen = np.arange(num_sequences) * len(sequences) // num_sequences  # from all over the split
     num_rounds = -(-num_sequences // (size * ranks.world_size))
     for number in range(num_rounds):
         first = (number * ranks.world_size + ranks.rank) * size
         indices = np.arange(first, first + size)
-        batch = run.batch(sequences, np.minimum(indices, num_sequences - 1))
+        batch = run.batch(sequences, chosen[np.minimum(indices, num_sequences - 1)])
         batch["labels"][np.flatnonzero(indices >= num_sequences)] = -100
         yield batch
 

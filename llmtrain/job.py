@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmtrain.compose import overrides
 from llmtrain.config import RunConfig, load
 from llmtrain.display import Progress, show_summary
 from llmtrain.errors import STOPPED, ConfigError, TrainingError
@@ -66,7 +68,7 @@ class Job:
             self.plan = Plan.load(self.folder.plan)
         else:
             write_json(self.folder.next_plan, self.plan.to_json())
-        write_text(self.folder.overrides, " ".join(sys.argv[1:]) + "\n")
+        write_text(self.folder.overrides, shlex.join(overrides()) + "\n")
         write_json(self.folder.manifest, {"folder": str(self.manifest.folder)})
         write_text(self.folder.config, self.config.to_yaml())
         self.folder.write_status("planned", self.newest_step())

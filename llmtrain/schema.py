@@ -46,13 +46,16 @@ def unlearned_part(factory: Any) -> Any:
 
 @dataclass
 class Recipe:
-    """What is sensible to train with: where the defaults of ``train`` and ``optimizer`` point."""
+    """What is sensible to train with: where the defaults of ``train`` and ``optimizer`` point.
+
+    Rate, length and batch are learned where they are pointed at from; the horizon is used here.
+    """
 
     lr: float = unlearned("???", above=0)
     seq_len: int = unlearned("???", low=1)
     global_batch: int = unlearned("???", low=1)
-    max_tokens: float | None = unlearned(above=0)
-    max_epochs: float | None = unlearned(above=0)
+    max_tokens: float | None = learned(None, above=0)
+    max_epochs: float | None = learned(None, above=0)
 
 
 def kinds(group: str) -> dict[str, type[Part]]:

@@ -37,7 +37,8 @@ def values(group: str, name: str) -> dict[str, Any]:
     """The values of one preset, with those of the presets that its defaults point to."""
     loaded = OmegaConf.load(CONF / group / f"{name}.yaml")
     own: dict[str, Any] = OmegaConf.to_container(loaded)  # type: ignore[assignment]
-    parents = [entry.partition("@")[0] for entry in own.pop("defaults")]
+    entries = [entry for entry in own.pop("defaults") if isinstance(entry, str)]
+    parents = [entry.partition("@")[0] for entry in entries]
     folder = f"{group}/{name}".rpartition("/")[0]
     inherited: dict[str, Any] = {}
     for parent in parents:

@@ -1,9 +1,9 @@
 """What every mode gives the one training loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmtrain.schema import Part, Recipe, unlearned_part
+from llmtrain.schema import Part, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Loss(NamedTuple):
 class Mode(Part):
     """``recipe`` holds what is sensible to train with in this mode; ``train`` points at it."""
 
-    recipe: Recipe = unlearned_part(Recipe)
+    recipe: Recipe = field(default_factory=Recipe)
 
     def loss(self, model: "nn.Module", batch: "dict[str, Any]") -> Loss:
         """The loss of one micro-batch."""
