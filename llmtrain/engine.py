@@ -60,7 +60,23 @@ def build_engine(
         config=deepspeed_config(plan, config.zero.extra),
         dist_init_required=False,
     )
+    undo_trial_step(engine)
     return engine
+
+
+def undo_trial_step(engine: "DeepSpeedEngine") -> None:
+    """Forget the step with zero gradients by which DeepSpeed allocates 16-bit state at stage 0.
+
+    It counts as a first step for Adam's bias correction and decays the masters once, so the curve
+    would differ from that of every other stage.
+    """
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() or not hasattr(optimizer, "fp16_groups"):
+        return
+    optimizer.optimizer.state.clear()
+    for params, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+        for param, master in zip(params, masters, strict=True):
+            master.data.copy_(param.data)
 
 
 def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "PreTrainedModel":

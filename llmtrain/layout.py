@@ -52,7 +52,7 @@ def choose_layout(
             micro_batch=micro_batch,
             seq_len=config.train.seq_len,
         )
-        for stage, optimizer, params in possible_zero(config, machine, reasons)
+        for stage, optimizer, params in possible_zero(config, machine, precision, reasons)
         for recompute in possible_recomputation(config)
         for micro_batch in micro_batches
     ]
@@ -105,13 +105,22 @@ def possible_micro_batches(config: RunConfig, machine: Machine) -> list[int]:
     return [size for size in range(share, 0, -1) if share % size == 0 and size <= most]
 
 
-def possible_zero(config: RunConfig, machine: Machine, reasons: Reasons) -> list[Spread]:
+def possible_zero(
+    config: RunConfig, machine: Machine, precision: str, reasons: Reasons
+) -> list[Spread]:
     """What fits what was asked and works with the optimizer, from fast to frugal."""
     zero, optimizer = config.zero, config.optimizer
     optimizer_on = zero.offload_optimizer.value if zero.offload_optimizer else None
     params_on = zero.offload_params.value if zero.offload_params else None
     asked = (zero.stage, optimizer_on, params_on)
     found = [spread for spread in SPREADS if matches(spread, asked) and works(spread, optimizer)]
+    if precision == "bf16_pure":
+        found = [spread for spread in found if spread[0] == 0]  # the other stages keep masters
+        if not found:
+            remedy = "take stage 0, or train.precision=bf16"
+            raise ConfigError(
+                "zero.stage", zero.stage, "keeps fp32 masters, which bf16_pure has not", remedy
+            )
     if asked == (None, None, None):
         return [spread for spread in found if is_sensible(spread, machine)]
     reasons["zero_stage"] = "asked for"

@@ -68,6 +68,8 @@ def states(facts: Facts, layout: Layout, state_bytes: float) -> dict[str, float]
         share[level] = layout.world_size
     optimizer_share, gradient_share, weight_share = share[0], share[1], share[2]
     count = facts.num_parameters / GIB
+    if layout.precision == "bf16_pure":
+        state_bytes /= 2  # the moments are bf16 like the weights
     return {
         "weights": weight * count / weight_share,
         "gradients": weight * count / gradient_share,

@@ -42,12 +42,9 @@ def offload(device: str, nvme_path: str | None) -> dict[str, Any]:
 
 
 def precision(plan: Plan) -> dict[str, Any]:
-    """The blocks for 16-bit training; fp32 needs none."""
+    """The blocks for 16-bit training with fp32 masters; fp32 and bf16_pure need none."""
     if plan.precision == "fp16":
         return {"fp16": {"enabled": True, "initial_scale_power": 16}}
-    if plan.precision == "bf16_pure":
-        pure = {"enabled": True, "bf16_master_weights_and_grads": True}
-        return {"bf16": pure} if plan.zero_stage else {}
     if plan.precision == "bf16":
         block: dict[str, Any] = {"bf16": {"enabled": True}}
         if plan.has_fp32_accumulation:

@@ -54,6 +54,7 @@ WRONG = {
     "name=a/b": "name=a/b cannot name a folder",
     "hardware=a800x8 model=llama_tiny": "hardware.gpus_per_node=8 is more than the 0 GPUs",
     "zero.extra.zero_optimization.stage=1": "zero.extra.zero_optimization.stage=1 stands against",
+    "train.precision=bf16_pure zero.stage=2": "zero.stage=2 keeps fp32 masters",
     "resume=last": "resume=last is not one of the ways to start; give auto or never",
 }
 

@@ -104,6 +104,15 @@ def test_the_loss_curve_is_the_same_at_every_stage_and_number_of_ranks(
         assert losses == pytest.approx(reference, rel=1e-3), spread
 
 
+def test_bf16_learns_alike_at_every_stage(bench: Bench) -> None:
+    for stage in range(4):
+        words = [*SMALL, "hardware=cpux1", "train.precision=bf16", f"zero.stage={stage}"]
+        bench.add(f"stage{stage}", "curve", *words, "optimizer=adamw", *RATE)
+    reference, *others = bench.run(1)
+    for losses in others:
+        assert losses == pytest.approx(reference, rel=5e-3)
+
+
 def test_accumulation_and_recomputation_change_memory_and_not_the_result(bench: Bench) -> None:
     words = [*SMALL, "hardware=cpux1", "train.precision=fp32", "train.max_steps=8"]
     bench.add("whole", "curve", *words)
@@ -181,7 +190,7 @@ def test_muon_and_adafactor_train_and_continue_to_the_bit(bench: Bench) -> None:
     for optimizer, stage in [("muon", 0), ("muon", 1), ("muon", 3), ("adafactor", 0)]:
         for do in ("curve", "save_and_continue"):
             words = [*SMALL, "hardware=cpux1", f"optimizer={optimizer}", f"zero.stage={stage}"]
-            bench.add(f"{optimizer}{stage}{do}", do, *words, "train.max_steps=6")
+            bench.add(f"{optimizer}{stage}{do}", do, *words, "train.max_steps=16")
     results = bench.run(1)
     for straight, resumed in zip(results[::2], results[1::2], strict=True):
         assert straight == resumed
