@@ -20,6 +20,7 @@ from llmtrain.folder import RunFolder, publish, write_json
 from llmtrain.ranks import Ranks
 
 if TYPE_CHECKING:
+    import torch
     from deepspeed import DeepSpeedEngine
     from torch import Tensor
 
@@ -110,7 +111,7 @@ def elementwise(state: dict[str, Any], flat: "Tensor") -> dict[str, "Tensor"]:
     return {
         name: value
         for name, value in state.items()
-        if hasattr(value, "numel") and value.numel() == flat.numel() and value.numel() > 1
+        if hasattr(value, "ndim") and value.ndim > 0 and value.shape == flat.shape
     }
 
 
@@ -121,6 +122,8 @@ def save(
     import torch.distributed as dist
     from safetensors.torch import save_file
 
+    if folder.checkpoint(step).exists():
+        return  # a published one is whole, and nothing was learned since
     temporary = folder.checkpoints / f".step_{step}.partial"
     if ranks.is_first:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -166,7 +169,7 @@ def block_states(state: dict[str, Any], flat: "Tensor") -> dict[str, "Tensor"]:
     return {
         name: value
         for name, value in state.items()
-        if hasattr(value, "numel") and name not in whole and value.numel() > 1
+        if hasattr(value, "ndim") and name not in whole and value.ndim > 0
     }
 
 
@@ -176,7 +179,7 @@ def scalars(state: dict[str, Any]) -> dict[str, Any]:
     for name, value in state.items():
         if isinstance(value, int | float):
             numbers[name] = {"value": value, "is_tensor": False}
-        elif hasattr(value, "numel") and value.numel() == 1 and value.ndim == 0:
+        elif hasattr(value, "ndim") and value.ndim == 0:
             numbers[name] = {"value": float(value), "is_tensor": True}
     return numbers
 
@@ -222,7 +225,7 @@ def load(path: Path, engine: "DeepSpeedEngine", ranks: Ranks) -> dict[str, Any]:
     import torch
 
     saved = read_state(path)
-    fragments = Fragments(path)
+    fragments = Fragments(path, ranks.rank)
     owned = pieces(engine)
     with torch.no_grad():
         for number, flat in enumerate(flats(owned)):
@@ -255,7 +258,7 @@ def restore_flat_state(
     import torch
 
     for name in fragments.states_of(names) - {MASTER, *state}:
-        state[name] = torch.zeros_like(flat)
+        state[name] = torch.zeros_like(flat, dtype=fragments.dtype(name, names))
     for name in fragments.states_of({f"#{number}"}):
         state[name] = fragments.block(name, number).to(flat.device)
     layout = saved["scalars"]
@@ -267,13 +270,16 @@ def restore_flat_state(
 class Fragments:
     """The pieces in all files of a checkpoint, found by state, parameter and offset."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rank: int) -> None:
         from safetensors import safe_open
 
         self.path = path
+        self.own: Any = None
         self.places: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
         for file in sorted(path.glob("rank_*.safetensors")):
             reader = safe_open(file, framework="pt")
+            if file.stem == f"rank_{rank}":
+                self.own = reader
             for key in reader.keys():  # noqa: SIM118  (not a dict)
                 state, name, start = key.split("|")
                 numel = reader.get_slice(key).get_shape()[0]
@@ -285,8 +291,17 @@ class Fragments:
         return {state for state, name in self.places if name in names}
 
     def block(self, state: str, number: int) -> "Tensor":
-        _, _, reader, key = self.places[state, f"#{number}"][0]
-        return reader.get_tensor(key)  # type: ignore[no-any-return]
+        """A state that is kept whole: this rank's own, for it fits no other."""
+        key = f"{state}|#{number}|0"
+        own = [place for place in self.places[state, f"#{number}"] if place[2] is self.own]
+        if not own:
+            raise TrainingError(f"{self.path} has no {state} for this rank: use as many as before.")
+        return own[0][2].get_tensor(key)  # type: ignore[no-any-return]
+
+    def dtype(self, state: str, names: set[str]) -> "torch.dtype":
+        """The dtype in which a state of one of these parameters is kept."""
+        places = next(self.places[state, name] for name in names if (state, name) in self.places)
+        return places[0][2].get_slice(places[0][3])[:0].dtype  # type: ignore[no-any-return]
 
     def fill(self, state: str, piece: Piece, target: "Tensor") -> None:
         """Copy into ``target`` whatever overlaps ``piece``. Raises TrainingError for a gap."""
@@ -334,5 +349,5 @@ def prune(folder: RunFolder, keep: int) -> None:
     """Delete all but the newest checkpoints, and what an interrupted save left."""
     for step in folder.checkpoint_steps()[:-keep]:
         shutil.rmtree(folder.checkpoint(step))
-    for leftover in folder.checkpoints.glob(".step_*.partial"):
+    for leftover in folder.checkpoints.glob(".step_*"):
         shutil.rmtree(leftover, ignore_errors=True)

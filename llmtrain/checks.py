@@ -1,5 +1,6 @@
 """What can be refused before anything starts, each in one line."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmtrain.config import RunConfig
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 def check(config: RunConfig) -> None:
     """Raise ConfigError for what can be seen to be wrong without importing torch."""
     check_bounds(config)
-    for part in ("model", "optimizer", "schedule", "data", "mode"):
-        check_bounds(getattr(config, part), f"{part}.")
+    check_folder("cache_root", config.cache)
     asked = [
         name for name in ("max_steps", "max_tokens", "max_epochs") if getattr(config.train, name)
     ]
@@ -29,6 +29,14 @@ def check(config: RunConfig) -> None:
     check_recomputation(config)
     config.model.check()
     config.data.check()
+
+
+def check_folder(key: str, path: Path) -> None:
+    """Raise ConfigError where a folder can neither be found nor be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(key, path, f"cannot be made: {error.strerror}", "give another") from None
 
 
 def check_name(config: RunConfig) -> None:
@@ -77,8 +85,8 @@ def check_stage(config: RunConfig, machine: Machine) -> None:
         if not optimizer.offloads:
             reason = f"is not possible with optimizer={optimizer.kind}"
             raise ConfigError(f"zero.{name}", asked.value, reason, "take optimizer=adamw")
-        if asked.value == "nvme" and config.zero.nvme_path is None:
-            raise ConfigError(f"zero.{name}", "nvme", "needs a folder", "give zero.nvme_path")
+        if asked.value == "nvme":
+            raise ConfigError(f"zero.{name}", "nvme", "cannot be resumed from yet", "take cpu")
         needed = 3 if name == "offload_params" else 1
         if stage is not None and stage < needed:
             raise ConfigError(
@@ -89,6 +97,8 @@ def check_stage(config: RunConfig, machine: Machine) -> None:
 def check_model(config: RunConfig, facts: Facts, manifest: "Manifest | None") -> None:
     """What the model's size allows of lengths, documents and the tokenizer."""
     check_length(config, facts)
+    if manifest is not None:
+        check_enough(config, manifest)
     check_documents(config, facts)
     check_vocabulary(facts, manifest)
 
@@ -104,6 +114,15 @@ def check_length(config: RunConfig, facts: Facts) -> None:
         raise ConfigError("train.seq_len", config.train.seq_len, reason, remedy)
 
 
+def check_enough(config: RunConfig, manifest: "Manifest") -> None:
+    """Raise ConfigError for a corpus that is shorter than one sequence."""
+    from llmtrain.data.sequences import count_sequences, too_short
+
+    num_tokens, seq_len = manifest.train.num_tokens, config.train.seq_len
+    if count_sequences(num_tokens, seq_len) == 0:
+        raise too_short("train", num_tokens, seq_len)
+
+
 def check_documents(config: RunConfig, facts: Facts) -> None:
     """Only attention can be kept within a document; a state-space layer's state runs on."""
     if config.data.keep_documents_apart and facts.num_attention_layers < facts.num_layers:
@@ -111,9 +130,9 @@ def check_documents(config: RunConfig, facts: Facts) -> None:
         raise ConfigError("data.keep_documents_apart", "true", reason, "set it to false")
 
 
-def check_compiler(config: RunConfig, device: str, offload_optimizer: str) -> None:
+def check_compiler(config: RunConfig, offload_optimizer: str) -> None:
     """What a run compiles at its start needs a compiler on this machine."""
-    if config.train.compile and device == "cpu":
+    if config.train.compile:
         require_compiler("train.compile", "true", "leave it out")
     if offload_optimizer != "none":
         remedy = "take optimizer=adamw8bit, a smaller model or more devices"

@@ -36,7 +36,9 @@ def check_bf16(asked: str, machine: Machine) -> None:
         raise ConfigError("train.precision", asked, reason, "take fp16")
 
 
-def choose_attention(config: RunConfig, machine: Machine, facts: Facts, reasons: Reasons) -> str:
+def choose_attention(
+    config: RunConfig, machine: Machine, facts: Facts, precision: str, reasons: Reasons
+) -> str:
     """The fastest attention that loads, in transformers' names."""
     asked = config.model.attention
     if not facts.num_attention_layers:
@@ -50,12 +52,21 @@ def choose_attention(config: RunConfig, machine: Machine, facts: Facts, reasons:
     if machine.device == "cpu" and config.train.seq_len <= SHORT_SEQUENCE:
         reasons["attention"] = f"plain products are fastest on a CPU up to {SHORT_SEQUENCE} tokens"
         return "eager"
-    if machine.device == "cuda" and flash_problem(machine) is None:
+    problem = flash_problem(machine) or flash_limit(config, precision, facts)
+    if problem is None:
         reasons["attention"] = "flash-attn is installed"
         return "flash_attention_2"
-    why = flash_problem(machine) or "flash-attn is for GPUs"
-    reasons["attention"] = f"torch's fused attention ({why})"
+    reasons["attention"] = f"torch's fused attention ({problem})"
     return "sdpa"
+
+
+def flash_limit(config: RunConfig, precision: str, facts: Facts) -> str | None:
+    """What of this run flash-attn cannot do; None where it can do all."""
+    if precision == "fp32":
+        return "flash-attn has no fp32"
+    if config.data.keep_documents_apart:
+        return "flash-attn keeps documents apart in batches of one only"
+    return None if facts.supports_flash else "flash-attn does not suit the model's heads or class"
 
 
 def require_flash(machine: Machine) -> None:
@@ -84,13 +95,13 @@ def choose_scan(model: CausalLM, machine: Machine, facts: Facts, reasons: Reason
     compiled = (
         importlib.util.find_spec("selective_scan_cuda") is not None and machine.device == "cuda"
     )
+    if model.kernels.value == "reference":
+        reasons["scan_kernel"] = "asked for"
+        return "transformers"
     if compiled:
         reasons["scan_kernel"] = "mamba-ssm's compiled extension is installed"
         return "mamba-ssm"
     missing = "mamba-ssm's compiled extension is not installed"
-    if model.kernels.value == "reference":
-        reasons["scan_kernel"] = "asked for"
-        return "transformers"
     if is_mamba1:
         reasons["scan_kernel"] = missing if machine.device == "cuda" else "mamba-ssm is for GPUs"
         return "chunked"

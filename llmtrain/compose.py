@@ -43,13 +43,11 @@ def main(task: Task, command: str, summary: str) -> int:
         return DONE
     points = Points(task)
     try:
-        run_hydra(points)
+        compose_points(points)
         if points.single is not None:
             task(to_config(points.single))
     except (ConfigError, TrainingError) as error:
         return report(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        return report(explain(error, sys.argv[1:]))
     except KeyboardInterrupt:
         print("Stopped before training began.", file=sys.stderr)
         return STOPPED
@@ -67,6 +65,7 @@ class Points:
         self.task = task
         self.single: DictConfig | None = None
         self.num_failed = 0
+        self.seen: set[str] = set()
 
     def __call__(self, values: DictConfig) -> float | None:
         job = HydraConfig.get()
@@ -75,17 +74,36 @@ class Points:
             return None
         print(f"\n[{job.job.num}] {' '.join(job.overrides.task)}", flush=True)
         try:
-            return self.task(to_config(values))
+            config = to_config(values)
+            self.refuse_twin(config)
+            return self.task(config)
         except (ConfigError, TrainingError) as error:
             self.num_failed += 1
             print(f"[{job.job.num}] {error}", file=sys.stderr)
             return float("nan")
+
+    def refuse_twin(self, config: RunConfig) -> None:
+        """Raise ConfigError for a point that would land in another point's folder."""
+        folder = f"{config.name}-{config.identity}"
+        if folder in self.seen:
+            reason = "is the name of two points that learn the same"
+            raise ConfigError("name", config.name, reason, "vary name too, or what is learned")
+        self.seen.add(folder)
 
 
 def report(error: ConfigError | TrainingError) -> int:
     """Print one line and give the exit code that belongs to it."""
     print(error, file=sys.stderr)
     return REFUSED if isinstance(error, ConfigError) else FAILED
+
+
+def compose_points(points: Points) -> None:
+    """Run Hydra; whatever it raises over a command line is a mistake in it."""
+    words = sys.argv[1:]
+    try:
+        run_hydra(points)
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise explain(error, words) from None
 
 
 def run_hydra(task: Callable[[DictConfig], float | None]) -> None:
@@ -116,7 +134,16 @@ def to_config(values: DictConfig) -> RunConfig:
         key = str(error.full_key)
         remedy = f"give it on the command line: {key}=..."
         raise ConfigError(key, "???", "is needed", remedy) from None
+    except OmegaConfBaseException as error:  # a value that only shows when pointers are followed
+        raise explain(error, sys.argv[1:]) from None
     assert isinstance(config, RunConfig)
+    for group in GROUPS:
+        part = getattr(config, group)
+        if part is None:
+            raise ConfigError(group, None, "is no choice", nearest("", choices(group)))
+        if part.kind != type(part).kind:
+            remedy = f"write {group}={part.kind}"
+            raise ConfigError(f"{group}.kind", part.kind, "is chosen with its group", remedy)
     return config
 
 
@@ -218,6 +245,11 @@ def sweep_without_multirun(match: re.Match[str], values: dict[str, str]) -> Conf
     return ConfigError(key, value, "is several values", "add -m to run one point for each")
 
 
+def null_for_a_choice(match: re.Match[str], values: dict[str, str]) -> ConfigError:
+    group = next((key for key, value in values.items() if value == "null" and key in groups()), "")
+    return ConfigError(group, "null", f"is no choice of {group}", nearest("", choices(group)))
+
+
 def value_for_a_group(match: re.Match[str], values: dict[str, str]) -> ConfigError:
     return ConfigError(
         match["key"], match["value"], "is given for several keys", "give one of its keys"
@@ -275,6 +307,7 @@ EXPLANATIONS: list[tuple[str, Callable[[re.Match[str], dict[str, str]], ConfigEr
         r"full_key: (?P<key>\S+)",
         wrong_member,
     ),
+    (r"Config group override must be a string", null_for_a_choice),
     (r"Ambiguous value for argument '(?P<word>.*?)' 1\. ", sweep_without_multirun),
     (r"Invalid type assigned: .* value: (?P<value>.*) full_key: (?P<key>\S+)", value_for_a_group),
     (r"Merge error: .* value: (?P<value>.*) full_key: (?P<key>\S+)", value_for_a_group),

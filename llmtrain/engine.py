@@ -1,6 +1,7 @@
 """A plan as a model inside a DeepSpeed engine: the only place that starts DeepSpeed."""
 
 import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.config import RunConfig
@@ -50,7 +51,7 @@ def build_engine(
     import torch
 
     torch.manual_seed(config.seed)
-    with device:
+    with device if config.model.path is None else nullcontext():  # stored weights are moved later
         model = build_model(config, plan, vocabulary)
     objective = objective_of(model, config.mode)
     optimizer = config.optimizer.build(model, plan.device, plan.offload_optimizer != "none")
@@ -85,9 +86,12 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
 
     from llmtrain.kernel import selective_scan
 
-    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), vocabulary.eos_id)
+    # No pad_token_id: an embedding freezes the row of its padding, and this row ends documents.
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.eos_id)
     dtype = getattr(torch, DTYPES[plan.precision])
-    model = config.model.build(dtype, plan.attention, **tokens)
+    model = config.model.build(dtype, plan.attention, **tokens, pad_token_id=None)
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = vocabulary.eos_id
     if plan.scan_kernel is not None:
         reference = plan.scan_kernel == "transformers"
         selective_scan.install(model.config.model_type, reference=reference)

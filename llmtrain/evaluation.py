@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from llmtrain.errors import TrainingError
 from llmtrain.rank_run import Run
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def evaluate(run: Run, num_sequences: int, record: bool = True) -> dict[str, flo
             num_tokens += int(loss.num_tokens)
     run.engine.module.train()
     loss_sum, num_tokens = run.sum(loss_sum), int(run.sum(num_tokens))
+    if not math.isfinite(loss_sum):
+        what = f"The held-out loss of step {run.step} is {loss_sum}"
+        raise TrainingError(f"{what}: lower optimizer.lr and start again.")
     held_out = run.manifest.held_out
     num_bytes = held_out.num_bytes * num_tokens / max(1, held_out.num_tokens - 1)
     values = {
@@ -71,13 +75,15 @@ def take_sample(run: Run) -> str:
     sequences = TokenSequences(run.manifest, "held_out", run.plan.seq_len, cover_all=True)
     prompt_BL = torch.from_numpy(sequences.read([0])[0][:, : min(PROMPT_TOKENS, run.plan.seq_len)])
     model = run.engine.module.model
+    room = (run.plan.max_seq_len or run.plan.seq_len + SAMPLE_TOKENS) - prompt_BL.shape[1]
     model.eval()
-    with torch.no_grad(), torch.random.fork_rng():  # training's random numbers go on as they were
+    with torch.no_grad(), fork_rng(run):  # training's random numbers go on as they were
         torch.manual_seed(run.config.seed)
         written_BL = model.generate(
             prompt_BL.to(run.device),
             attention_mask=torch.ones_like(prompt_BL, device=run.device),
-            max_new_tokens=SAMPLE_TOKENS,
+            max_new_tokens=max(1, min(SAMPLE_TOKENS, room)),
+            synced_gpus=run.plan.zero_stage == 3 and run.ranks.world_size > 1,
             do_sample=True,
             temperature=0.7,
             top_p=0.9,
@@ -88,3 +94,10 @@ def take_sample(run: Run) -> str:
     if run.metrics is not None:
         run.metrics.sample(run.step, prompt, text)
     return text
+
+
+def fork_rng(run: Run) -> Any:
+    """A context in which random numbers may be drawn that training does not miss."""
+    import torch
+
+    return torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else [])

@@ -97,6 +97,11 @@ class RunFolder:
         """What ended a rank, for the process that watches it."""
         return self.logs / f"rank_{rank}.error.json"
 
+    @property
+    def first_batch(self) -> Path:
+        """What debug=true shows of the data."""
+        return self.logs / "first_batch.txt"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step}"
 
@@ -120,7 +125,12 @@ class RunFolder:
         """Hold the folder for one run. Raises ConfigError naming who holds it."""
         from filelock import FileLock, Timeout
 
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"cannot be made: {error.strerror}"
+            remedy = "give another output_root or name"
+            raise ConfigError("output_root", self.path, reason, remedy) from None
         holder = self.path / ".holder"
         try:
             with FileLock(self.path / ".lock").acquire(timeout=wait_seconds):

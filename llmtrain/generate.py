@@ -49,10 +49,13 @@ def check(arguments: argparse.Namespace) -> None:
         "top_p": (0, 1),
         "top_k": (0, None),
         "repetition_penalty": (0.01, None),
+        "seed": (0, 2**32 - 1),
     }
+    if not arguments.prompt:
+        raise ConfigError("--prompt", "''", "is empty", "give at least one character")
     for name, (low, high) in limits.items():
         value = getattr(arguments, name)
-        if value < low or (high is not None and value > high):
+        if not value >= low or (high is not None and value > high):  # a NaN is not >= anything
             reason = f"is outside {low} to {high if high is not None else 'any'}"
             raise ConfigError(f"--{name.replace('_', '-')}", value, reason, "give one inside")
 

@@ -17,6 +17,10 @@ from llmtrain.schema import unlearned
 
 CARDS = Path(__file__).resolve().parent.parent / "conf" / "hardware" / "card"
 GIB = 2**30
+# Words of a card's name that change nothing of its peak; any other ("Laptop", "D", "Ti") may.
+PLAIN_WORDS = {"NVIDIA", "GeForce", "Tesla", "SXM2", "SXM3", "SXM4", "SXM5", "PCIE", "PCIe"}
+PLAIN_WORDS |= {"HBM2e", "HBM3", "HBM3e"}
+PLAIN_WORDS |= {"16GB", "24GB", "32GB", "40GB", "80GB", "141GB"}
 
 
 class Device(Enum):
@@ -29,9 +33,9 @@ class Device(Enum):
 class PeakTflops:
     """Dense matmul peak of one device by dtype, in TFLOP/s, from its datasheet; null: unknown."""
 
-    fp32: float | None = None
-    fp16: float | None = None
-    bf16: float | None = None
+    fp32: float | None = unlearned(above=0)
+    fp16: float | None = unlearned(above=0)
+    bf16: float | None = unlearned(above=0)
 
 
 @dataclass
@@ -90,11 +94,11 @@ def resolve(asked: Hardware) -> Machine:
 
     Raises ConfigError where ``device=cuda`` is asked of ``auto`` and no GPU is seen.
     """
-    gpus = visible_gpus() if asked.device != Device.cpu and asked.memory_gib is None else []
-    if asked.device == Device.cuda and asked.memory_gib is None and not gpus:
+    is_preset = asked.device == Device.cuda and asked.memory_gib is not None
+    gpus = [] if is_preset or asked.device == Device.cpu else visible_gpus()
+    if asked.device == Device.cuda and not is_preset and not gpus:
         raise ConfigError("hardware.device", "cuda", "finds no GPU here", "see nvidia-smi")
-    on_gpu = bool(gpus) or (asked.device == Device.cuda and asked.memory_gib is not None)
-    return gpu_machine(asked, gpus) if on_gpu else cpu_machine(asked)
+    return gpu_machine(asked, gpus) if gpus or is_preset else cpu_machine(asked)
 
 
 def gpu_machine(asked: Hardware, gpus: list[Gpu]) -> Machine:
@@ -173,8 +177,13 @@ def all_gpus() -> list[Gpu]:
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
     return [
         Gpu(number, uuid, name, float(mib) / 1024, float(capability))
-        for number, uuid, name, mib, capability in (row for row in rows if len(row) == 5)
+        for number, uuid, name, mib, capability in (row for row in rows if is_whole(row))
     ]
+
+
+def is_whole(row: list[str]) -> bool:
+    """Whether nvidia-smi knows every figure of a card: some answer [N/A]."""
+    return len(row) == 5 and all(cell.replace(".", "").isdigit() for cell in row[3:])
 
 
 def known_peak(gpu_name: str) -> dict[str, float | None]:
@@ -182,7 +191,8 @@ def known_peak(gpu_name: str) -> dict[str, float | None]:
     unknown: dict[str, float | None] = {"fp32": None, "fp16": None, "bf16": None}
     cards = [card(path.stem) for path in CARDS.glob("*.yaml")]
     for values in sorted(cards, key=lambda values: -len(values["product"])):
-        if all(re.search(rf"\b{word}\b", gpu_name) for word in values["product"].split()):
+        wanted, found = set(values["product"].split()), set(re.split(r"[ -]", gpu_name))
+        if wanted <= found and found - wanted <= PLAIN_WORDS:
             return unknown | values["peak_tflops"]
     return unknown
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from llmtrain.config import RunConfig
+from llmtrain.errors import ConfigError
 
 DEBUG_STEPS = 5
 
@@ -45,12 +46,15 @@ def choose_horizon(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> 
     if warmup_steps is None:
         warmup_steps = num_steps // 20
         reasons["warmup_steps"] = "5 % of the steps"
+    if warmup_steps > num_steps:
+        reason = f"is more than the run's {num_steps} steps"
+        raise ConfigError("schedule.warmup_steps", warmup_steps, reason, "warm up for fewer")
     return Horizon(
         tokens_per_step=tokens_per_step,
         num_steps=num_steps,
         num_tokens=num_steps * tokens_per_step,
         num_epochs=num_steps * tokens_per_step / max(1, data.num_train_tokens),
-        warmup_steps=min(warmup_steps, num_steps),
+        warmup_steps=warmup_steps,
         eval_every=eval_every,
         eval_sequences=eval_sequences,
         final_eval_sequences=final_eval_sequences,

@@ -3,14 +3,14 @@
 import json
 import os
 import shlex
-import shutil
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmtrain.compose import overrides
-from llmtrain.config import RunConfig, load
+from llmtrain.config import RunConfig
 from llmtrain.display import Progress, show_summary
 from llmtrain.errors import STOPPED, ConfigError, TrainingError
 from llmtrain.folder import RunFolder, write_json, write_text
@@ -31,9 +31,10 @@ class Job:
 
     def train(self) -> float | None:
         """Bring the run to its end. Raises TrainingError if it fails; exits 75 if it is stopped."""
-        with self.folder.lock():
+        if self.config.resume == "never" and self.folder.exists():
             self.set_aside()
-            self.check_same_data()
+        with self.folder.lock():
+            self.check_same_sources()
             if self.folder.read_status().get("state") == "done":
                 print(f"{self.folder.path} is done.")
                 return self.result()
@@ -42,45 +43,61 @@ class Job:
             return self.result()
 
     def set_aside(self) -> None:
-        """With resume=never, what is there is kept under another name."""
-        if self.config.resume == "never" and self.folder.exists():
-            aside = self.folder.path.with_name(
-                f"{self.folder.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
-            )
-            aside.mkdir()
-            for item in self.folder.path.iterdir():
-                if item.name not in (".lock", ".holder"):
-                    shutil.move(item, aside / item.name)
-            print(f"The earlier run was moved to {aside}.")
+        """Keep what is there under another name, all at once."""
+        path = self.folder.path
+        aside = path.with_name(f"{path.name}.{time.time_ns()}")
+        with self.folder.lock():
+            path.rename(aside)
+        print(f"The earlier run was moved to {aside}.")
 
-    def check_same_data(self) -> None:
-        """The identity leaves out where data lie, so their content is compared."""
-        if not self.folder.exists():
+    def check_same_sources(self) -> None:
+        """The identity leaves out where data and weights lie, so their content is compared."""
+        saved = self.saved_plan()
+        if saved is None:
             return
-        saved = Plan.load(self.folder.plan).data.fingerprint
-        if saved != self.plan.data.fingerprint:
-            reason = f"holds a run on other data than data.path={self.config.data.path}"
-            raise ConfigError("name", self.config.name, reason, "give this run a name of its own")
+        sources = {
+            f"data than data.path={self.config.data.path}": (
+                saved.data.fingerprint,
+                self.plan.data.fingerprint,
+            ),
+            f"weights than model.path={self.config.model.path}": (
+                saved.weights_fingerprint,
+                self.plan.weights_fingerprint,
+            ),
+        }
+        for what, (before, now) in sources.items():
+            if before != now:
+                reason = f"holds a run on other {what}"
+                raise ConfigError("name", self.config.name, reason, "give this run its own name")
+
+    def saved_plan(self) -> Plan | None:
+        """The plan in force; None in a new folder, or where another version wrote it."""
+        try:
+            return Plan.load(self.folder.plan)
+        except (FileNotFoundError, KeyError, TypeError):
+            return None
 
     def fill_folder(self) -> None:
-        """Write what was asked and what was derived; a plan that still holds is kept."""
-        if self.folder.exists() and self.plan_still_holds():
-            self.plan = Plan.load(self.folder.plan)
+        """Write what was asked and what was derived.
+
+        On the same hardware and for the same words the earlier plan holds: a fresh search must not
+        change the micro-batch, and with it the bits.
+        """
+        saved = self.saved_plan()
+        if saved is not None and same_machine(saved, self.plan) and saved.asked == self.plan.asked:
+            self.plan = saved
         else:
             write_json(self.folder.next_plan, self.plan.to_json())
         write_text(self.folder.overrides, shlex.join(overrides()) + "\n")
         write_json(self.folder.manifest, {"folder": str(self.manifest.folder)})
         write_text(self.folder.config, self.config.to_yaml())
         self.folder.write_status("planned", self.newest_step())
+        for error in self.errors():
+            error.unlink(missing_ok=True)
 
-    def plan_still_holds(self) -> bool:
-        """Whether the same was asked of the same hardware: then the micro-batch must not change."""
-        saved, old = load(self.folder.config), Plan.load(self.folder.plan)
-        same_machine = (old.device_name, old.world_size) == (
-            self.plan.device_name,
-            self.plan.world_size,
-        )
-        return same_machine and saved.to_yaml() == self.config.to_yaml()
+    def errors(self) -> list[Path]:
+        """Where each rank says what ended it."""
+        return [self.folder.error(rank) for rank in range(self.plan.gpus_per_node)]
 
     def newest_step(self) -> int:
         return max(self.folder.checkpoint_steps(), default=0)
@@ -96,10 +113,15 @@ class Job:
                 environment=self.environment(),
                 watch=progress.refresh,
             )
-        if ended.was_stopped and all(code < 0 for code in ended.failures.values()):
+        killed = ended.failures and all(code < 0 for code in ended.failures.values())
+        if ended.was_stopped and killed:
             self.folder.write_status("stopped", self.newest_step())  # also before the first step
         elif ended.failures:
             raise self.failure(ended.failures)
+        elif ended.was_stopped and self.folder.read_status()["state"] != "done":
+            self.folder.write_status("stopped", self.newest_step())
+        if self.config.debug and self.folder.first_batch.exists():
+            print(self.folder.first_batch.read_text())
         if self.folder.read_status()["state"] == "stopped":
             step = self.newest_step()
             print(
@@ -111,6 +133,7 @@ class Job:
         """What the ranks' libraries are told."""
         found = {
             "DS_ACCELERATOR": self.plan.device,
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that a number means what nvidia-smi shows
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -123,27 +146,32 @@ class Job:
         return found
 
     def failure(self, codes: dict[int, int]) -> TrainingError:
-        """The first error in one line, and where the rest is."""
-        errors = [self.folder.error(rank) for rank in range(self.plan.gpus_per_node)]
-        notes = [json.loads(path.read_text()) for path in errors if path.exists()]
-        if notes:
-            first = min(notes, key=lambda note: note["time"])
-            text = first["error"] + (f"\n{first['traceback']}" if self.config.debug else "")
-        else:
-            rank, code = next(iter(codes.items()))
-            text = (
-                f"Rank {rank} was killed by signal {-code}."
-                if code < 0
-                else f"Rank {rank} exited {code}."
-            )
+        """The first cause in one line, and where the rest is."""
+        text = self.cause(codes)
         self.folder.write_status("failed", self.newest_step(), error=text)
         where = os.path.relpath(self.folder.logs)
         return TrainingError(
             f"Training failed: {text} Logs: {where}. The same command continues it."
         )
 
+    def cause(self, codes: dict[int, int]) -> str:
+        """A rank that was killed comes first: what its peers say of lost connections follows."""
+        for rank, code in codes.items():
+            if code < 0 and code != -signal.SIGTERM and not self.folder.error(rank).exists():
+                memory = " (out of memory?)" if code == -signal.SIGKILL else ""
+                return f"Rank {rank} was killed by signal {-code}{memory}."
+        notes = [json.loads(path.read_text()) for path in self.errors() if path.exists()]
+        if not notes:
+            return f"Ranks ended with exit codes {codes}."
+        first = min(notes, key=lambda note: note["time"])
+        return str(first["error"]) + (f"\n{first['traceback']}" if self.config.debug else "")
+
     def result(self) -> float | None:
         """Print the closing summary and give the final held-out loss."""
         summary = json.loads(self.folder.summary.read_text())
         show_summary(self.folder, summary)
         return float(summary["eval_loss"])
+
+
+def same_machine(one: Plan, other: Plan) -> bool:
+    return (one.device_name, one.world_size) == (other.device_name, other.world_size)

@@ -57,14 +57,11 @@ def choose_layout(
         for micro_batch in micro_batches
     ]
     state_bytes = config.optimizer.state_bytes
-    for layout in candidates:
-        if loses_gradients(config, layout):
-            continue
-        if fits(estimate(facts, layout, state_bytes), machine):
-            explain_layout(config, layout, micro_batches, reasons)
-            return layout
-    reasons["zero_stage"] = "the most frugal of all"
-    return candidates[-1]
+    fitting = [c for c in candidates if fits(estimate(facts, c, state_bytes), machine)]
+    exact = [c for c in fitting if not loses_gradients(config, c)]
+    chosen = (exact or fitting or candidates[-1:])[0]
+    explain_layout(config, chosen, micro_batches, reasons)
+    return chosen
 
 
 def loses_gradients(config: RunConfig, layout: Layout) -> bool:
@@ -102,7 +99,7 @@ def possible_micro_batches(config: RunConfig, machine: Machine) -> list[int]:
         return [asked]
     share = batch // world
     most = max(1, MOST_MICRO_TOKENS[machine.device] // config.train.seq_len)
-    return [size for size in range(share, 0, -1) if share % size == 0 and size <= most]
+    return [size for size in range(min(share, most), 0, -1) if share % size == 0]
 
 
 def possible_zero(

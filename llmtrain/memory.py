@@ -70,9 +70,10 @@ def states(facts: Facts, layout: Layout, state_bytes: float) -> dict[str, float]
     count = facts.num_parameters / GIB
     if layout.precision == "bf16_pure":
         state_bytes /= 2  # the moments are bf16 like the weights
+    accumulated = 4 if layout.precision == "bf16" and layout.zero_stage else 0
     return {
         "weights": weight * count / weight_share,
-        "gradients": weight * count / gradient_share,
+        "gradients": (weight + accumulated) * count / gradient_share,
         "master": master * count / optimizer_share,
         "optimizer": state_bytes * count / optimizer_share,
     }

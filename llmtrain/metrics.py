@@ -19,10 +19,10 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         cut_back(folder.metrics, step)
-        cut_back(folder.samples, step)
+        cut_back(folder.samples, step if step else -1)
         self.folder = folder
         self.file = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
-        self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1 if step else None)
+        self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1 if step else 0)
 
     def record(self, values: dict[str, Any]) -> None:
         """One record; ``values`` has a ``step`` and numbers by name. A NaN is written as null."""

@@ -1,5 +1,6 @@
 """Every number that is derived from a config, in one frozen object; and the plan command."""
 
+import hashlib
 import json
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -29,10 +30,12 @@ class Plan:
     """What will happen, decided. Sizes in GiB, rates in FLOP/s with their prefix, times in seconds.
 
     ``peak_tflops`` is one device's and null where it is not known or, on a CPU, measured at the
-    start. ``step_seconds`` and ``total_hours`` are null: they are not predicted yet.
+    start. ``asked`` is a hash of the config that it was made from. ``step_seconds`` and
+    ``total_hours`` are null: they are not predicted yet.
     """
 
     name: str
+    asked: str
     device: str
     device_name: str
     gpus_per_node: int
@@ -44,6 +47,8 @@ class Plan:
     num_active_parameters: int
     flops_per_token: float
     vocab_size: int
+    max_seq_len: int | None
+    weights_fingerprint: str | None
     attention: str
     scan_kernel: str | None
     precision: str
@@ -105,7 +110,7 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
     check_model(config, facts, manifest)
     reasons: dict[str, str] = {}
     precision = choose_precision(config, machine, reasons)
-    attention = choose_attention(config, machine, facts, reasons)
+    attention = choose_attention(config, machine, facts, precision, reasons)
     layout = choose_layout(config, machine, facts, precision, attention, reasons)
     memory = estimate(facts, layout, config.optimizer.state_bytes)
     if not fits(memory, machine):
@@ -150,6 +155,8 @@ def of_model(config: RunConfig, facts: Facts) -> dict[str, Any]:
         "num_active_parameters": facts.num_active_parameters,
         "flops_per_token": flops_per_token(facts, config.train.seq_len),
         "vocab_size": facts.vocab_size,
+        "max_seq_len": facts.max_seq_len,
+        "weights_fingerprint": config.model.weights_fingerprint(),
     }
 
 
@@ -157,6 +164,7 @@ def of_training(config: RunConfig, layout: Layout) -> dict[str, Any]:
     """The fields of a plan that were asked for, or follow at once."""
     whole_gradients = config.optimizer.whole_gradients
     return {
+        "asked": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16],
         "name": f"{config.name}-{config.identity}{'-debug' if config.debug else ''}",
         "nvme_path": config.zero.nvme_path,
         "reduce_scatter": not whole_gradients,

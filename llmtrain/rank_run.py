@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,30 @@ class Sums:
     sequences: int = 0
     steps: int = 0
     extras: dict[str, Any] = field(default_factory=dict)
-    start: float = field(default_factory=time.perf_counter)
+    start: float = 0.0
+
+    def saved(self, over_ranks: Callable[[float], float]) -> dict[str, Any]:
+        """For a checkpoint between two records: totals over all ranks, and the seconds so far."""
+        return {
+            "loss": over_ranks(float(self.loss)),
+            "tokens": self.tokens,
+            "sequences": self.sequences,
+            "steps": self.steps,
+            "extras": {name: over_ranks(float(value)) for name, value in self.extras.items()},
+            "seconds": time.perf_counter() - self.start,
+        }
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any], is_first: bool) -> "Sums":
+        """The totals again, on the first rank alone: they are summed over ranks once more."""
+        share = 1.0 if is_first else 0.0
+        extras = {name: share * value for name, value in saved["extras"].items()}
+        counts = (saved["tokens"], saved["sequences"], saved["steps"])
+        return cls(share * saved["loss"], *counts, extras, -saved["seconds"])
+
+    def start_clock(self) -> None:
+        """Begin to count now, what was restored included."""
+        self.start = time.perf_counter() + min(self.start, 0.0)
 
 
 @dataclass

@@ -40,7 +40,7 @@ def log_step(run: Run) -> None:
     }
     if run.metrics is not None:
         run.metrics.record(values)
-    run.sums = Sums()
+    run.sums = Sums(start=time.perf_counter())
 
 
 def gradient_norm(run: Run) -> float:
@@ -54,7 +54,7 @@ def gradient_norm(run: Run) -> float:
 
 
 def peak_memory_gib(run: Run) -> float:
-    """The highest use so far: allocated on a GPU, resident beyond the imports on a CPU."""
+    """The highest use so far: allocated on a GPU, resident (after the imports) on a CPU."""
     import torch
 
     if run.plan.device == "cuda":

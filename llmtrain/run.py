@@ -21,7 +21,7 @@ def run(config: RunConfig) -> float | None:
     # Refused now if it cannot be: afterwards reading and tokenising may take hours.
     estimated = make_plan(config, find_manifest(config.data, config.cache, config.model.path))
     deepspeed_config(estimated, config.zero.extra)
-    check_compiler(config, estimated.device, estimated.offload_optimizer)
+    check_compiler(config, estimated.offload_optimizer)
     config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
     manifest = prepare(config.data, config.cache, config.model.path)
     plan = make_plan(config, manifest)

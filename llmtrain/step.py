@@ -18,9 +18,10 @@ def train_step(run: Run) -> None:
         loss = run.engine(batch)
         run.engine.backward(objective_value(run, loss, num_tokens), scale_wrt_gas=False)
         run.engine.step()
-        run.sums.loss = run.sums.loss + loss.loss_sum.detach()
+        # In doubles a sum of a few floats is exact, so a resume in its middle changes no bit.
+        run.sums.loss = run.sums.loss + loss.loss_sum.detach().double()
         for name, value in loss.extras.items():
-            share = value.detach() / (len(batches) * run.ranks.world_size)
+            share = value.detach().double() / (len(batches) * run.ranks.world_size)
             run.sums.extras[name] = run.sums.extras.get(name, 0.0) + share
     run.sums.tokens += num_tokens
     run.sums.sequences += run.plan.global_batch

@@ -12,7 +12,7 @@ def flops_per_token(facts: Facts, seq_len: int) -> float:
     only, no recomputation and no embedding look-up; and for each attention layer 12 x width x the
     mean number of keys, (L + 1) / 2, because attention is causal. After Chowdhery et al. 2022
     (PaLM, appendix B), which counts full instead of causal attention. A state-space scan is
-    elementwise and not counted.
+    left out, also where its form has matrix products.
     """
     mean_keys = (seq_len + 1) / 2
     attention = 12 * facts.num_attention_layers * facts.attention_width * mean_keys

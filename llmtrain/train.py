@@ -17,7 +17,7 @@ from llmtrain import checkpoint
 from llmtrain.config import load
 from llmtrain.errors import FAILED, ConfigError, TrainingError
 from llmtrain.evaluation import evaluate, take_sample
-from llmtrain.folder import RunFolder, write_json
+from llmtrain.folder import RunFolder, write_json, write_text
 from llmtrain.metrics import Metrics
 from llmtrain.plan import Plan
 from llmtrain.rank_run import Run, Sums
@@ -32,6 +32,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 def main(path: str) -> None:
     """Train the run in a folder as one of its ranks. Never returns normally on failure."""
     die_with_parent()
+    for number in STOP_SIGNALS:  # before the first step there is nothing to save
+        signal.signal(number, lambda *_: os._exit(0))
     ranks = Ranks.from_environment()
     folder = RunFolder(path)
     redirect_output(folder.log(ranks.rank))
@@ -70,7 +72,7 @@ def train(folder: RunFolder, ranks: Ranks) -> None:
     if run.step == 0:
         take_sample(run)
     run.engine.module.train()
-    run.sums = Sums()
+    run.sums.start_clock()
     while run.step < run.plan.num_steps:
         train_step(run)
         run.step += 1
@@ -87,7 +89,8 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     from llmtrain.engine import build_engine, start_ranks
 
     config, plan = load(folder.config), Plan.load(folder.plan)
-    report(folder, ranks, "running", 0, phase="starting ranks")
+    newest = max(folder.checkpoint_steps(), default=0)
+    report(folder, ranks, "running", newest, phase="starting ranks")
     device = start_ranks(plan, ranks)
     import torch
     import torch.distributed as dist
@@ -146,6 +149,7 @@ def resume(run: Run) -> None:
         run.step = saved["step"]
         run.best_loss = saved["best_loss"] if saved["best_loss"] is not None else math.inf
         run.elapsed_seconds = saved["elapsed_seconds"]
+        run.sums = Sums.restored(saved["sums"], run.ranks.is_first)
     if run.ranks.is_first:
         run.metrics = Metrics(run.folder, run.step)
 
@@ -191,14 +195,16 @@ def evaluate_on_the_way(run: Run) -> None:
 
 
 def show_first_batch(run: Run) -> None:
-    """What the model is about to read, in the log: text, ids and the labels they predict."""
+    """What the model is about to read, for the eye: text, ids and the labels they predict."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(run.manifest.vocabulary.folder)
     batch = next(step_batches(run))
-    print(f"first batch: { ({name: tuple(values.shape) for name, values in batch.items()}) }")
-    print(f"first text:\n{tokenizer.decode(batch['input_ids'][0])}")
-    print(f"ids {batch['input_ids'][0].tolist()}\nlabels {batch['labels'][0].tolist()}", flush=True)
+    shapes = {name: tuple(values.shape) for name, values in batch.items()}
+    ids, labels = (batch[name][0].tolist() for name in ("input_ids", "labels"))
+    text = f"first batch: {shapes}\n{tokenizer.decode(ids)}\nids {ids}\nlabels {labels}\n"
+    if run.ranks.is_first:
+        write_text(run.folder.first_batch, text)
 
 
 def save_checkpoint(run: Run) -> None:
@@ -208,7 +214,7 @@ def save_checkpoint(run: Run) -> None:
     extra = {
         "best_loss": finite_or_none(run.best_loss),
         "elapsed_seconds": run.elapsed_seconds,
-        "data_fingerprint": run.plan.data.fingerprint,
+        "sums": run.sums.saved(run.sum),
     }
     checkpoint.save(run.folder, run.engine, run.ranks, run.step, extra)
     if run.ranks.is_first:

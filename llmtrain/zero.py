@@ -5,6 +5,8 @@ from typing import Any
 from llmtrain.errors import ConfigError
 from llmtrain.plan import Plan
 
+OURS_ALONE = {"bf16", "fp16", "optimizer", "scheduler", "train_batch_size"}
+
 
 def deepspeed_config(plan: Plan, extra: dict[str, Any]) -> dict[str, Any]:
     """The dictionary for ``deepspeed.initialize``, with a user's further keys merged into it.
@@ -21,6 +23,9 @@ def deepspeed_config(plan: Plan, extra: dict[str, Any]) -> dict[str, Any]:
         "zero_optimization": zero_optimization(plan),
         **precision(plan),
     }
+    for name in OURS_ALONE & set(extra):
+        reason = "is decided by train.precision, optimizer and schedule"
+        raise ConfigError(f"zero.extra.{name}", extra[name], reason, "leave it out")
     return merged(ours, extra, "zero.extra")
 
 

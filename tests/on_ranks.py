@@ -74,6 +74,17 @@ def final_logits(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     return {"losses": losses, "logits": logits_BLV[0, -1].float().tolist(), "owned": size}
 
 
+def end_of_document(task: dict[str, Any], ranks: Ranks) -> float:
+    """The gradient that the embedding of the token that ends documents gets from being read."""
+    import torch
+
+    run = train.start(RunFolder(task["folder"]), ranks)
+    eos_id = run.manifest.vocabulary.eos_id
+    embedding = run.engine.module.model.get_input_embeddings()
+    (gradient_VD,) = torch.autograd.grad(embedding(torch.tensor([eos_id])).sum(), embedding.weight)
+    return float(gradient_VD[eos_id].abs().max())
+
+
 if __name__ == "__main__":
     main(sys.argv[1])
     sys.stdout.flush()

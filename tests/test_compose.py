@@ -37,7 +37,7 @@ WRONG = {
         "model.config.hidden_size=300 is no multiple of head_dim=128; take 256 or 384"
     ),
     "model.config.vocab_size=lots": "vocab_size=lots is not a whole number",
-    "model.config.num_hidden_layers=lots": "model.config=llama_tiny is refused",
+    "model.config.num_hidden_layers=lots": "num_hidden_layers=lots is no positive",
     "model=mamba_tiny model.config.attention_dropout=0.1": "attention_dropout=0.1 is no keyword of",
     "optimizer.lr=-1": "optimizer.lr=-1.0 is not above 0",
     "optimizer=adamw8bit": "optimizer=adamw8bit has no kernel for cpu",
@@ -55,6 +55,17 @@ WRONG = {
     "hardware=a800x8 model=llama_tiny": "hardware.gpus_per_node=8 is more than the 0 GPUs",
     "zero.extra.zero_optimization.stage=1": "zero.extra.zero_optimization.stage=1 stands against",
     "train.precision=bf16_pure zero.stage=2": "zero.stage=2 keeps fp32 masters",
+    "model=null": "model=null is no choice",
+    "model.config.head_dim=0": "model.config.head_dim=0 is no positive whole number",
+    "model.config.num_hidden_layers=0": "model.config.num_hidden_layers=0 is no positive",
+    "model.config.hidden_act=nosuch": "model.config=llama_tiny cannot be made",
+    "model=moe_tiny model.config.num_experts_per_tok=9": "is more than the 8 experts",
+    "optimizer.kind=adamw": "optimizer.kind=adamw is chosen with its group; write optimizer=adamw",
+    "schedule.warmup_steps=100000": "schedule.warmup_steps=100000 is more than the run's",
+    "zero.extra.fp16.enabled=true": "zero.extra.fp16={'enabled': True} is decided by",
+    "cache_root=/etc/passwd": "cache_root=/etc/passwd cannot be made",
+    "output_root=/etc/passwd": "output_root=/etc/passwd",
+    "zero.offload_optimizer=nvme optimizer=adamw": "cannot be resumed from yet",
     "resume=last": "resume=last is not one of the ways to start; give auto or never",
 }
 

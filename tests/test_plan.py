@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.errors import ConfigError
-from llmtrain.hardware import visible_gpus
+from llmtrain.hardware import known_peak, visible_gpus
 from llmtrain.plan import Plan, make_plan
 from llmtrain.throughput import flops_per_token, model_flops_utilisation
 from tests.conftest import Command
@@ -144,6 +144,23 @@ def test_cuda_visible_devices_is_honoured_by_number_and_by_uuid(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
     assert "".join(gpu.uuid[4] for gpu in visible_gpus()) == uuids
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16"),
+    [
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A800-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989.5),
+        ("NVIDIA H100 PCIe", None),
+        ("Some card of next year", None),
+    ],
+)
+def test_only_the_card_itself_has_its_peak(name: str, bf16: float | None) -> None:
+    assert known_peak(name)["bf16"] == bf16
 
 
 def test_a_device_that_does_not_exist_is_refused(

@@ -186,6 +186,17 @@ def test_a_checkpoint_continues_to_the_bit_at_every_stage(bench: Bench, num_rank
         assert straight == resumed, name
 
 
+def test_the_token_that_ends_documents_is_learned(bench: Bench) -> None:
+    words = [
+        *SMALL,
+        "hardware=cpux1",
+        "train.max_steps=3",
+        "model.config.tie_word_embeddings=false",
+    ]
+    bench.add("ends", "end_of_document", *words)
+    assert bench.run(1)[0] > 0
+
+
 def test_muon_and_adafactor_train_and_continue_to_the_bit(bench: Bench) -> None:
     for optimizer, stage in [("muon", 0), ("muon", 1), ("muon", 3), ("adafactor", 0)]:
         for do in ("curve", "save_and_continue"):

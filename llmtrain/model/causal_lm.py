@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cache
@@ -18,6 +19,11 @@ from llmtrain.schema import Part, Recipe, unlearned, unlearned_part
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+FACTS_FORMAT = 2  # raise it when Facts change, so that older caches are not read
+ENDS_BYTES = 2**22  # read of a weight file to tell it from another: its header and its last values
+SIZES = re.compile(r"num_.*|.*_size|.*head_dim|.*expand|.*_kernel|mamba_[dn]_.*|n_.*")
 
 
 class Attention(Enum):
@@ -50,10 +56,20 @@ class CausalLM(Part):
     kernels: Kernels = unlearned(Kernels.auto)
     recipe: Recipe = unlearned_part(Recipe)
 
+    @property
+    def source(self) -> str:
+        """The folder, written out, or the hub name."""
+        folder = Path(self.path or "").expanduser()
+        return str(folder) if folder.is_dir() else str(self.path)
+
     def check(self, key: str = "model") -> None:
         """Raise ConfigError for an architecture, keyword or folder that does not exist."""
+        check_sizes(key, self.config)
         if self.path is not None:
             check_path(f"{key}.path", self.path)
+            stored = Path(self.path).expanduser() / "config.json"
+            if stored.exists() and self.config and not self.trust_remote_code:
+                check_keywords(key, json.loads(stored.read_text())["model_type"], self.config)
         elif self.architecture is None:
             remedy = f"give a folder or hub name: {key}.path=..."
             raise ConfigError(f"{key}.path", None, "is needed", remedy)
@@ -70,7 +86,7 @@ class CausalLM(Part):
 
         if self.path is not None:
             options = {"trust_remote_code": self.trust_remote_code, **self.config}
-            return AutoConfig.from_pretrained(self.path, **options)
+            return AutoConfig.from_pretrained(self.source, **options)
         assert self.architecture is not None
         values = complete_config(self.architecture, self.config)
         try:
@@ -90,20 +106,42 @@ class CausalLM(Part):
         config = self.hf_config(**tokens)
         if self.path is None:
             return AutoModelForCausalLM.from_config(config, **options, **trust)
-        return AutoModelForCausalLM.from_pretrained(self.path, config=config, **options, **trust)
+        return AutoModelForCausalLM.from_pretrained(self.source, config=config, **options, **trust)
 
     def facts(self, cache: Path) -> "Facts":
         """The model's size, measured once on the meta device and kept in ``cache``."""
         path = cache / "models" / f"{self.fingerprint()}.json"
         if path.exists():
             return Facts(**json.loads(path.read_text()))
-        facts = measure(self.hf_config())
+        facts = self.measured()
         write_json(path, asdict(facts))
         return facts
+
+    def measured(self) -> "Facts":
+        """Counts and widths. Raises ConfigError where the library cannot make such a model."""
+        try:
+            return measure(self.hf_config(), self.trust_remote_code)
+        except ConfigError:
+            raise
+        except Exception as error:  # a stranger's class, a bad width, a hub out of reach
+            reason = f"cannot be made: {' '.join(str(error).split())[:300]}"
+            if self.path is None:
+                raise ConfigError("model.config", self.name, reason, "change it") from None
+            raise ConfigError(
+                "model.path", self.path, reason, "check the name or the folder"
+            ) from None
+
+    def weights_fingerprint(self) -> str | None:
+        """What tells stored weights from others; None for a model that starts afresh."""
+        if self.path is None:
+            return None
+        folder = Path(self.path).expanduser()
+        return digest_of_weights(folder) if folder.is_dir() else self.path
 
     def fingerprint(self) -> str:
         """A hash of what decides the model's shape."""
         shape = [
+            FACTS_FORMAT,
             self.architecture,
             self.config,
             self.path,
@@ -114,6 +152,18 @@ class CausalLM(Part):
         return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[
             :16
         ]
+
+
+def digest_of_weights(folder: Path) -> str:
+    """A hash over a model folder's configuration and the size and both ends of its weights."""
+    sha = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        sha.update(f"{file.name} {file.stat().st_size}".encode())
+        with open(file, "rb") as reader:
+            sha.update(reader.read(ENDS_BYTES))
+            reader.seek(max(0, file.stat().st_size - ENDS_BYTES))
+            sha.update(reader.read())
+    return sha.hexdigest()[:16]
 
 
 class Parameters(NamedTuple):
@@ -140,11 +190,12 @@ class Facts:
     feed_forward: int
     vocab_size: int
     max_seq_len: int | None
+    supports_flash: bool
 
 
-def measure(config: "PreTrainedConfig") -> Facts:
+def measure(config: "PreTrainedConfig", trust_remote_code: bool = False) -> Facts:
     """Counts and widths of a configuration, from the model itself on the meta device."""
-    counts = count_parameters(config)
+    counts = count_parameters(config, trust_remote_code)
     width = config.hidden_size
     heads = getattr(config, "num_attention_heads", None) or 0
     head_dim = getattr(config, "head_dim", None) or (width // heads if heads else 0)
@@ -164,7 +215,16 @@ def measure(config: "PreTrainedConfig") -> Facts:
         feed_forward=(getattr(config, "intermediate_size", None) or 4 * width) * experts,
         vocab_size=config.vocab_size,
         max_seq_len=getattr(config, "max_position_embeddings", None),
+        supports_flash=supports_flash(config, head_dim),
     )
+
+
+def supports_flash(config: "PreTrainedConfig", head_dim: int) -> bool:
+    """Whether the model's class and heads work with flash-attn, whose heads end at 256."""
+    from transformers import AutoModelForCausalLM
+
+    known = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return bool(getattr(known, "_supports_flash_attn", False)) and head_dim <= 256
 
 
 def num_attention_layers(config: "PreTrainedConfig") -> int:
@@ -177,7 +237,7 @@ def num_attention_layers(config: "PreTrainedConfig") -> int:
     return sum("attention" in kind and "linear" not in kind for kind in kinds)
 
 
-def count_parameters(config: "PreTrainedConfig") -> Parameters:
+def count_parameters(config: "PreTrainedConfig", trust_remote_code: bool = False) -> Parameters:
     """Parameters of a configuration, counted on the meta device.
 
     Active leaves out the experts that a token is not routed to. Matmul counts the weights of
@@ -187,7 +247,7 @@ def count_parameters(config: "PreTrainedConfig") -> Parameters:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     total = sum(param.numel() for param in model.parameters())
     experts = [param for param in model.parameters() if param.ndim == 3 and is_stack(param, config)]
     num_experts = experts[0].shape[0] if experts else 1
@@ -273,6 +333,23 @@ def quotient(name: str, value: int, divisor_name: str, divisor: int) -> int:
         reason = f"is no multiple of {divisor_name}={divisor}"
         raise ConfigError(f"model.config.{name}", value, reason, remedy)
     return value // divisor
+
+
+def check_sizes(key: str, config: dict[str, Any]) -> None:
+    """Raise ConfigError for a count or a size that is no positive whole number."""
+    for name, value in config.items():
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if SIZES.fullmatch(name) and value is not None and not is_count:
+            raise ConfigError(
+                f"{key}.config.{name}", value, "is no positive whole number", "give one"
+            )
+    experts = config.get("num_experts") or config.get("num_local_experts")
+    used = config.get("num_experts_per_tok")
+    if experts and used and used > experts:
+        reason = f"is more than the {experts} experts"
+        raise ConfigError(
+            f"{key}.config.num_experts_per_tok", used, reason, f"give at most {experts}"
+        )
 
 
 def check_keywords(key: str, architecture: str, config: dict[str, Any]) -> None:
