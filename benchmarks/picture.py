@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -36,16 +37,19 @@ TRAIN, HELD_OUT, XZ = "#9db8d2", "#c1442e", "#5b5b5b"
 def main(words: list[str] | None = None) -> int:
     """Draw what the command line says, and return the exit code."""
     arguments = parser().parse_args(words)
-    folder = RunFolder(arguments.run)
+    out, path = arguments.out.resolve(), Path(arguments.run).resolve()
+    # Seen from above it is outputs/<run>: where it lies on this machine is nobody's business.
+    os.chdir(path.parent.parent)
+    folder = RunFolder(Path(*path.parts[-2:]))
     try:
         check(folder)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return REFUSED
     plan, summary = Plan.load(folder.plan), json.loads(folder.summary.read_text())
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out / "run.svg", draw_terminal(folder, plan, summary))
-    write_text(arguments.out / "loss.svg", draw_loss(folder, plan, summary))
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "run.svg", draw_terminal(folder, plan, summary))
+    write_text(out / "loss.svg", draw_loss(folder, plan, summary))
     return DONE
 
 
@@ -95,7 +99,7 @@ def show_run(folder: RunFolder, plan: Plan, summary: dict[str, Any], console: Co
     console.print()
     for line in shortened([line_of(record, plan) for record in read_records(folder.metrics)]):
         console.print(line, soft_wrap=True)
-    show_summary(named_from_above(folder), summary, console=console)
+    show_summary(folder, summary, console=console)
 
 
 def command_of(folder: RunFolder) -> str:
@@ -110,11 +114,6 @@ def shortened(lines: list[str]) -> list[str]:
     if left_out < 2:
         return lines
     return [*lines[:MOST_LINES], f"... {left_out} lines ...", *lines[-MOST_LINES:]]
-
-
-def named_from_above(folder: RunFolder) -> RunFolder:
-    """The folder as outputs/<run>: where it lies on this machine is nobody's business."""
-    return RunFolder(Path(*folder.path.resolve().parts[-2:]))
 
 
 def draw_loss(folder: RunFolder, plan: Plan, summary: dict[str, Any]) -> str:

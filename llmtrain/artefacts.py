@@ -58,7 +58,7 @@ def gather_weights(engine: "DeepSpeedEngine", is_first: bool) -> dict[str, Any]:
         partitioned = [param] if hasattr(param, "ds_id") else []
         with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
             if is_first:
-                weights[name] = param.detach().cpu().clone()
+                weights[name] = param.detach().to("cpu", copy=True)
     if is_first:
         kept = engine.module.model.state_dict()
         weights |= {name: value.cpu() for name, value in kept.items() if name not in weights}

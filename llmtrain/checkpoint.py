@@ -150,11 +150,11 @@ def owned_tensors(engine: "DeepSpeedEngine") -> dict[str, "Tensor"]:
     for piece in owned:
         state = elementwise(inner_state(engine, piece.flat), piece.flat)
         for name, values in {MASTER: piece.flat.detach(), **state}.items():
-            copy = piece.view(values.detach()).cpu().clone()
+            copy = piece.view(values.detach()).to("cpu", copy=True)
             tensors[f"{name}|{piece.name}|{piece.start}"] = copy
     for number, flat in enumerate(flats(owned)):
         for name, value in block_states(inner_state(engine, flat), flat).items():
-            tensors[f"{name}|#{number}|0"] = value.detach().cpu().clone()
+            tensors[f"{name}|#{number}|0"] = value.detach().to("cpu", copy=True)
     return tensors
 
 

@@ -26,7 +26,7 @@ def evaluate(run: Run, num_sequences: int, record: bool = True) -> dict[str, flo
     loss_sum, num_tokens = 0.0, 0
     with torch.no_grad():
         for batch in held_out_batches(run, sequences, num_sequences):
-            loss = run.engine(batch)
+            loss = run.engine(run.on_device(batch))
             loss_sum += float(loss.loss_sum)
             num_tokens += int(loss.num_tokens)
     run.engine.module.train()

@@ -108,11 +108,15 @@ class Run:
         return self.sum(float(value)) > 0
 
     def batch(self, sequences: "TokenSequences", indices: Any) -> dict[str, Any]:
-        """The model's keyword arguments for some sequences, and their labels, on the device."""
+        """The model's keyword arguments for some sequences, and their labels, on the host."""
         import torch
 
         input_ids_BL, labels_BL = sequences.read(indices)
         arrays = {"input_ids": input_ids_BL, "labels": labels_BL}
         if self.config.data.keep_documents_apart:
             arrays["position_ids"] = sequences.position_ids(indices)
-        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch where the model is."""
+        return {name: values.to(self.device) for name, values in batch.items()}

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 def train_step(run: Run) -> None:
     """One optimizer step over this rank's micro-batches of the global batch."""
     set_learning_rate(run)
-    batches = list(step_batches(run))
+    batches = list(step_batches(run))  # on the host, so that counting waits for no device
     num_tokens = int(run.sum(sum(int((batch["labels"] >= 0).sum()) for batch in batches)))
     for batch in batches:
-        loss = run.engine(batch)
+        loss = run.engine(run.on_device(batch))
         run.engine.backward(objective_value(run, loss, num_tokens), scale_wrt_gas=False)
         run.engine.step()
         # In doubles a sum of a few floats is exact, so a resume in its middle changes no bit.
@@ -49,7 +49,7 @@ def set_learning_rate(run: Run) -> None:
 
 
 def step_batches(run: Run) -> Iterator[dict[str, Any]]:
-    """This rank's micro-batches of the current step, on its device."""
+    """This rank's micro-batches of the current step."""
     from llmtrain.data.order import rank_share, step_sequences
 
     plan = run.plan
