@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -74,13 +74,8 @@ class Local(Part):
         The first rank that fails ends the others. Ctrl+C and SIGTERM ask the ranks to save and
         stop; a second Ctrl+C, or the end of the grace time, kills them.
         """
-        from torch.distributed.elastic.multiprocessing import SignalException
-
-        try:
+        with stop_requests() as requests:
             context = start(command, ranks, shared_environment(threads) | environment)
-        except SignalException:  # torch's own answer to Ctrl+C while it starts the processes
-            return Ended({0: -signal.SIGINT}, was_stopped=True)
-        with stop_requests() as requests:  # after the start, which installs handlers of its own
             try:
                 return self.wait(context, requests, watch)
             finally:
@@ -107,6 +102,8 @@ def start(command: list[str], ranks: int, environment: dict[str, str]) -> "PCont
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it shorter
+    # torch would raise on SIGHUP too, and so end a run that was started with nohup.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
     places = {rank: {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)}
     common = environment | {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     return start_processes(
@@ -153,16 +150,20 @@ def signal_ranks(context: "PContext", number: signal.Signals) -> None:
 
 @contextmanager
 def stop_requests() -> Iterator[list[float]]:
-    """The times at which Ctrl+C or SIGTERM came, instead of an exception in mid-air."""
+    """The times at which Ctrl+C, SIGTERM or a lost terminal came, not an exception in mid-air."""
     requests: list[float] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         requests.append(time.time())
         again = " Once more to stop without saving." if sys.stderr.isatty() else ""
-        print(f"\nStopping after this step, with a checkpoint.{again}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be what was lost
+            print(f"\nStopping after this step, with a checkpoint.{again}", file=sys.stderr)
 
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     previous: dict[signal.Signals, Any] = {
-        number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, note)
+        for number in heeded  # nohup's wish is respected
     }
     try:
         yield requests

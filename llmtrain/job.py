@@ -113,20 +113,20 @@ class Job:
                 environment=self.environment(),
                 watch=progress.refresh,
             )
-        killed = ended.failures and all(code < 0 for code in ended.failures.values())
-        if ended.was_stopped and killed:
-            self.folder.write_status("stopped", self.newest_step())  # also before the first step
-        elif ended.failures:
-            raise self.failure(ended.failures)
-        elif ended.was_stopped and self.folder.read_status()["state"] != "done":
-            self.folder.write_status("stopped", self.newest_step())
         if self.config.debug and self.folder.first_batch.exists():
             print(self.folder.first_batch.read_text())
-        if self.folder.read_status()["state"] == "stopped":
+        self.conclude(ended.failures, ended.was_stopped)
+
+    def conclude(self, failures: dict[int, int], was_stopped: bool) -> None:
+        """Say how the ranks ended, unless they are done."""
+        was_killed = all(code < 0 for code in failures.values())
+        if failures and not (was_stopped and was_killed):
+            raise self.failure(failures)
+        if was_stopped and self.folder.read_status()["state"] != "done":
             step = self.newest_step()
-            print(
-                f"Stopped at step {step} of {self.plan.num_steps}. The same command continues it."
-            )
+            self.folder.write_status("stopped", step)
+            what = f"Stopped at step {step} of {self.plan.num_steps}."
+            print(f"{what} The same command continues it.")
             sys.exit(STOPPED)
 
     def environment(self) -> dict[str, str]:

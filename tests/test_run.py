@@ -159,6 +159,21 @@ def test_ctrl_c_before_the_first_step_is_a_stop_and_no_failure(command: Command)
     assert is_gone(command.folder)()
 
 
+def test_a_run_started_with_nohup_outlives_its_terminal(command: Command) -> None:
+    words = [*QUICK, "train.max_steps=40", "hardware=cpux1"]
+    started = subprocess.Popen(
+        ["nohup", *command.words("run", *words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=command.folder,
+        env=command.environment,
+    )
+    wait_until(has_saved(command, 5))
+    os.kill(started.pid, signal.SIGHUP)
+    assert started.wait(timeout=120) == 0
+    assert RunFolder(command.only_run()).read_status()["state"] == "done"
+
+
 def test_a_second_start_on_the_same_folder_is_refused(command: Command) -> None:
     words = [*QUICK, LONG, "hardware=cpux1"]
     started = command.start(*words)
