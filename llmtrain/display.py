@@ -13,6 +13,8 @@ from llmtrain.folder import RunFolder
 from llmtrain.metrics import read_records
 from llmtrain.plan import Plan
 
+LEAST_XZ_BYTES = 10_000  # of a shorter text most is xz's own header
+
 
 class Progress:
     """Follows a run by its folder: a bar on a terminal, a line for each record elsewhere."""
@@ -118,14 +120,15 @@ def show_summary(
         text = f"[dim]{escape(summary['sample_prompt'])}[/]{escape(summary['sample_' + when])}"
         console.print(text, soft_wrap=True, highlight=False)
     console.print(f"\n[bold]the model[/]  {folder.final}")
-    commands = escape(next_commands(folder, 10 * summary["num_tokens"]))
+    prompt = summary["sample_prompt"].strip().split("\n")[-1][:24]
+    commands = escape(next_commands(folder, prompt, 10 * summary["num_tokens"]))
     console.print(f"\n[bold]next[/]\n{commands}", soft_wrap=True, highlight=False)
 
 
 def compared(summary: dict[str, Any]) -> str:
     """How the model's bits per byte stand beside those of xz on the same text."""
     xz = summary["xz_bits_per_byte"]
-    if xz is None:
+    if xz is None or summary["held_out_bytes"] < LEAST_XZ_BYTES:
         return ""
     size = f"{summary['held_out_bytes'] / 1e3:,.0f} kB"
     part = f"the same {size}" if summary["held_out_is_whole"] else f"all {size} of held-out text"
@@ -133,16 +136,16 @@ def compared(summary: dict[str, Any]) -> str:
     return f" of held-out text; xz -9 takes {xz:.4f} for {part}: {verdict}"
 
 
-def next_commands(folder: RunFolder, num_tokens: int) -> str:
+def next_commands(folder: RunFolder, prompt: str, num_tokens: int) -> str:
     """The three commands that make sense after a run; the last is the run itself, but longer."""
     given = shlex.split(folder.overrides.read_text())
-    kept = [word for word in given if not word.startswith("train.max_")]
+    kept = [word.lstrip("+") for word in given if not word.startswith("train.max_")]
     longer = shlex.join(
         ["python", "-m", "llmtrain.run", *kept, f"train.max_tokens={num_tokens:.1g}"]
     )
     return "\n".join(
         [
-            f'  python -m llmtrain.generate {folder.path} --prompt "def "',
+            f"  python -m llmtrain.generate {folder.path} --prompt {shlex.quote(prompt)}",
             f"  tensorboard --logdir {folder.path.parent}",
             f"  {longer}",
         ]

@@ -56,8 +56,8 @@ def check(arguments: argparse.Namespace) -> None:
     for name, (low, high) in limits.items():
         value = getattr(arguments, name)
         if not value >= low or (high is not None and value > high):  # a NaN is not >= anything
-            reason = f"is outside {low} to {high if high is not None else 'any'}"
-            raise ConfigError(f"--{name.replace('_', '-')}", value, reason, "give one inside")
+            reason = f"is not {low} or more" + (f" and {high} or less" if high is not None else "")
+            raise ConfigError(f"--{name.replace('_', '-')}", value, reason, "give one that is")
 
 
 def model_folder(run: str) -> Path:

@@ -91,6 +91,8 @@ class Job:
         write_text(self.folder.overrides, shlex.join(overrides()) + "\n")
         write_json(self.folder.manifest, {"folder": str(self.manifest.folder)})
         write_text(self.folder.config, self.config.to_yaml())
+        if self.newest_step():
+            print(f"Continuing from step {self.newest_step()}.")
         self.folder.write_status("planned", self.newest_step())
         for error in self.errors():
             error.unlink(missing_ok=True)

@@ -69,6 +69,7 @@ class Plan:
     num_tokens: int
     num_epochs: float
     warmup_steps: int
+    optimizer: str
     learning_rate: float
     grad_clip: float
     log_every: int
@@ -172,6 +173,7 @@ def of_training(config: RunConfig, layout: Layout) -> dict[str, Any]:
         "keep_documents_apart": config.data.keep_documents_apart,
         "global_batch": config.train.global_batch,
         "grad_accum": config.train.global_batch // (layout.world_size * layout.micro_batch),
+        "optimizer": config.optimizer.kind,
         "learning_rate": config.optimizer.lr,
         "grad_clip": config.train.grad_clip,
         "log_every": config.train.log_every,
@@ -213,8 +215,8 @@ def warn(plan: Plan) -> list[str]:
     found = []
     if plan.num_epochs > MOST_EPOCHS:
         found.append(
-            f"{plan.num_tokens:.3g} tokens are {plan.num_epochs:.0f} passes over the "
-            f"{plan.data.num_train_tokens:.3g} tokens of data={plan.data.name}: past {MOST_EPOCHS} "
+            f"{plan.num_tokens:,} tokens are {plan.num_epochs:,.0f} passes over the "
+            f"{plan.data.num_train_tokens:,} tokens of data={plan.data.name}: past {MOST_EPOCHS} "
             "passes little is learned. Take more data (FineWeb-Edu, say: data=text "
             "data.path=<its parquet files>) or a shorter horizon."
         )

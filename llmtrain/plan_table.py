@@ -41,14 +41,11 @@ def rows(plan: "Plan") -> list[tuple[str, str, str]]:
         ("hardware", where, plan.device_name),
         ("model", f"{plan.model}, {plan.num_parameters:,} parameters{active}", ""),
         ("data", f"{plan.data.name}, {plan.data.num_train_tokens:,} tokens", measured),
-        ("steps", f"{plan.num_steps:,} of {batch}", "num_steps"),
+        ("steps", f"{plan.num_steps:,}, each of {batch}", "num_steps"),
         ("tokens", f"{plan.num_tokens:,} ({plan.num_epochs:.2f} epochs)", ""),
         ("batch", split, "micro_batch"),
-        (
-            "learning rate",
-            f"{plan.learning_rate:g}, {plan.warmup_steps} warm-up steps",
-            "warmup_steps",
-        ),
+        ("optimizer", f"{plan.optimizer}, learning rate {plan.learning_rate:g}", ""),
+        ("warm-up", f"{plan.warmup_steps} steps", "warmup_steps"),
         ("precision", plan.precision, "precision"),
         ("ZeRO", f"stage {plan.zero_stage}{offload}", "zero_stage"),
         ("recomputation", plan.activation_checkpointing, "activation_checkpointing"),
@@ -57,6 +54,7 @@ def rows(plan: "Plan") -> list[tuple[str, str, str]]:
     if plan.scan_kernel:
         found.append(("scan", plan.scan_kernel, "scan_kernel"))
     peak = f"about {plan.memory['device_peak_gib']:.2f} GiB a device"
+    peak += ", imports beside" if plan.device == "cpu" else ""
     apart = "packed, kept apart" if plan.keep_documents_apart else "packed, not kept apart"
     sight = "a token sees its own document" if plan.keep_documents_apart else DOCUMENTS_SHARED
     found.append(("memory", peak, components(plan)))

@@ -43,11 +43,13 @@ def log_step(run: Run) -> None:
     run.sums = Sums(start=time.perf_counter())
 
 
-def gradient_norm(run: Run) -> float:
-    """The norm of the last step's gradient, before clipping and without the loss scale."""
+def gradient_norm(run: Run) -> float | None:
+    """The last step's gradient norm, before clipping and without loss scale; None: unknown."""
+    if run.config.optimizer.whole_gradients and run.plan.zero_stage:
+        return None  # DeepSpeed has put Muon's update in the gradient's place by then
     norm = run.engine.get_global_grad_norm()
     if norm is None:
-        return math.nan
+        return None
     scale = checkpoint.scaler(run.engine)
     has_scale = run.plan.precision == "fp16" and run.plan.zero_stage == 0
     return float(norm) / (scale.cur_scale if has_scale else 1.0)

@@ -112,7 +112,7 @@ def test_an_unknown_peak_gives_no_utilisation() -> None:
 def test_the_plan_command_prints_a_table_or_json(command: Command) -> None:
     table = command.run("train.max_steps=3", "hardware=cpux1", module="plan")
     assert table.returncode == 0
-    assert "3 of 16 x 256 tokens" in table.stdout
+    assert "3, each of 16 x 256 tokens" in table.stdout
     plan = json.loads(command.run("format=json", "hardware=cpux1", module="plan").stdout)
     assert Plan.from_json(plan).to_json() | {"warnings": []} == plan | {"warnings": []}
     for name in ("fits", "micro_batch", "grad_accum", "world_size", "zero_stage", "reasons"):

@@ -154,7 +154,7 @@ def parse(line: bytes, path: Path, number: int) -> Any:
     except UnicodeDecodeError:
         raise not_utf8(path, number) from None
     except json.JSONDecodeError as error:
-        reason = f"is not JSON ({error.msg} at column {error.colno})"
+        reason = f"is not JSON (column {error.colno}: {error.msg})"
         raise bad_row(path, number, reason, "correct or remove that line") from None
 
 
