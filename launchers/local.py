@@ -30,7 +30,7 @@ KEEP_MEMORY = {
 }
 
 # Threads that wait for each other spin. libgomp's default is so long that one busy neighbour slows
-# training many times over; this much costs nothing on a quiet machine.
+# training many times over; a shorter one hardly costs a quiet machine anything.
 SPIN_BRIEFLY = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
 
 

@@ -29,7 +29,7 @@ def start_ranks(plan: Plan, ranks: Ranks) -> "torch.device":
     torch.set_num_threads(plan.threads_per_rank)
     import deepspeed
 
-    # A C++ operator for small messages between processes of one CPU: 40 s of compiling at the
+    # A C++ operator for small messages between processes of one CPU: a long compilation at the
     # first start, for what gloo does as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if plan.device == "cuda":
