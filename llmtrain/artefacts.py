@@ -4,66 +4,118 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmtrain.errors import TrainingError
 from llmtrain.folder import publish, write_text
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-    from llmtrain.data.tokenizer import Vocabulary
+    from llmtrain.data.shards import Manifest
 
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "hydra-core", "omegaconf", "numpy")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+)
 
-README = """# {name}
-
-Trained by llmtrain: {steps} steps, {tokens} tokens{loss}.
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+LOADING = """    from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained("{folder}")
-    tokenizer = AutoTokenizer.from_pretrained("{folder}")
+"""
+
+LOADING_ADAPTER = """    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+    model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
 """
 
 
+def readme(name: str, folder: Path, trained: str, is_adapter: bool) -> str:
+    """What a model's folder says of itself: how it was trained, and the lines that open it."""
+    loading = (LOADING_ADAPTER if is_adapter else LOADING).format(folder=folder)
+    tokenizer = f'    tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+    return f"# {name}\n\nTrained by llmtrain: {trained}.\n\n{loading}{tokenizer}"
+
+
 def save_model(
-    path: Path, engine: "DeepSpeedEngine", vocabulary: "Vocabulary", readme: str, is_first: bool
+    path: Path, engine: "DeepSpeedEngine", manifest: "Manifest", text: str, is_first: bool
 ) -> None:
-    """Write weights, configuration and tokenizer to ``path``. Every rank has to call it.
+    """Write weights or adapter, configuration and tokenizer to ``path``. Every rank has to call it.
 
     The weights are those that the forward pass multiplies with, in their own dtype, so the logits
-    of the opened folder are the trainer's.
+    of the opened folder are the trainer's. ``text`` becomes its README.
     """
-    weights = gather_weights(engine, is_first)
+    model = engine.module.model
+    is_adapter = hasattr(model, "peft_config")
+    weights = gather_trainable(model, is_first) if is_adapter else gather_weights(model, is_first)
     if not is_first:
         return
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    engine.module.model.save_pretrained(temporary, state_dict=weights)
-    for file in vocabulary.folder.iterdir():
-        if file.is_file() and not file.name.startswith("."):
-            shutil.copy(file, temporary / file.name)
-    write_text(temporary / "README.md", readme)
+    model.save_pretrained(temporary, state_dict=weights)
+    if is_adapter:
+        check_adapter(temporary)
+    copy_tokenizer(manifest, temporary)
+    write_text(temporary / "README.md", text)
     publish(temporary, path)
 
 
-def gather_weights(engine: "DeepSpeedEngine", is_first: bool) -> dict[str, Any]:
-    """The model's weights on the host of the first rank; stage 3 collects them one by one."""
+def copy_tokenizer(manifest: "Manifest", path: Path) -> None:
+    """The tokenizer, and the chat template that dialogues were written with."""
+    for file in manifest.vocabulary.folder.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            shutil.copy(file, path / file.name)
+    if manifest.chat_template is not None:
+        write_text(path / "chat_template.jinja", manifest.chat_template)
+
+
+def check_adapter(path: Path) -> None:
+    """Raise TrainingError for a saved adapter without values (peft #2500)."""
+    from safetensors import safe_open
+
+    with safe_open(path / "adapter_model.safetensors", framework="pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    if not shapes or not all(all(shape) for shape in shapes):
+        raise TrainingError(f"The adapter in {path} was saved without its values.")
+
+
+def gather_trainable(model: Any, is_first: bool) -> dict[str, Any]:
+    """An adapter's weights on the host of the first rank, by the names of the whole model's."""
+    return gather(model, is_first, lambda param: param.requires_grad)
+
+
+def gather_weights(model: Any, is_first: bool) -> dict[str, Any]:
+    """The model's weights on the host of the first rank."""
+    weights = gather(model, is_first, lambda param: True)
+    if is_first:
+        kept = model.state_dict()
+        weights |= {name: value.cpu() for name, value in kept.items() if name not in weights}
+        tied = getattr(model, "all_tied_weights_keys", {}) or {}
+        weights = {name: value for name, value in weights.items() if name not in tied}
+    return weights
+
+
+def gather(model: Any, is_first: bool, is_wanted: Callable[[Any], bool]) -> dict[str, Any]:
+    """Parameters on the host of the first rank; stage 3 collects them one by one."""
     import deepspeed
 
     weights = {}
-    for name, param in engine.module.model.named_parameters():
+    for name, param in model.named_parameters():
+        if not is_wanted(param):
+            continue
         partitioned = [param] if hasattr(param, "ds_id") else []
         with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
             if is_first:
                 weights[name] = param.detach().to("cpu", copy=True)
-    if is_first:
-        kept = engine.module.model.state_dict()
-        weights |= {name: value.cpu() for name, value in kept.items() if name not in weights}
-        tied = getattr(engine.module.model, "all_tied_weights_keys", {}) or {}
-        weights = {name: value for name, value in weights.items() if name not in tied}
     return weights
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from llmtrain.config import RunConfig
 from llmtrain.errors import ConfigError
 from llmtrain.hardware import Machine
-from llmtrain.model.causal_lm import Facts
+from llmtrain.kernel.packed import keeps_apart
+from llmtrain.model.facts import Facts
 from llmtrain.optimizer.base import require_compiler
 from llmtrain.schema import check_bounds
 
@@ -29,6 +30,9 @@ def check(config: RunConfig) -> None:
     check_recomputation(config)
     config.model.check()
     config.data.check()
+    config.adapter.check(config.model.path, config.train.precision)
+    config.mode.check()
+    check_mode(config)
 
 
 def check_folder(key: str, path: Path) -> None:
@@ -48,6 +52,31 @@ def check_name(config: RunConfig) -> None:
     if config.resume not in ("auto", "never"):
         reason = "is not one of the ways to start"
         raise ConfigError("resume", config.resume, reason, "give auto or never")
+
+
+def check_mode(config: RunConfig) -> None:
+    """Mode, data and teacher have to go together."""
+    mode, data = config.mode, config.data
+    if mode.wants_rows is not None and mode.wants_rows is not data.has_masks:
+        has, wants = ("rows", "text") if data.has_masks else ("text", "rows with answers")
+        remedy = "take data=stdlib or text" if data.has_masks else "take data=chat or stdlib_qa"
+        remedy += ", or mode=sft" if data.has_masks else ", or mode=pretrain"
+        raise ConfigError(
+            "data", data.name, f"has {has} and mode={mode.kind} learns {wants}", remedy
+        )
+    if mode.needs_teacher and config.teacher is None:
+        remedy = "give one: model@teacher=pretrained teacher.path=<folder or hub name>"
+        raise ConfigError("teacher", None, f"is needed for mode.method={mode.method.value}", remedy)
+    if config.teacher is not None and not mode.needs_teacher:
+        reason = f"has no effect with mode={mode.kind}"
+        remedy = "leave it out, or take mode=distill mode.method=logits"
+        raise ConfigError("teacher", config.teacher.name, reason, remedy)
+    if config.teacher is not None:
+        config.teacher.check("teacher")
+        if config.teacher.path is None:
+            reason = "has fresh weights, which teach nothing"
+            remedy = "take model@teacher=pretrained teacher.path=<folder or hub name>"
+            raise ConfigError("teacher", config.teacher.name, reason, remedy)
 
 
 def check_recomputation(config: RunConfig) -> None:
@@ -97,6 +126,7 @@ def check_stage(config: RunConfig, machine: Machine) -> None:
 def check_model(config: RunConfig, facts: Facts, manifest: "Manifest | None") -> None:
     """What the model's size allows of lengths, documents and the tokenizer."""
     check_length(config, facts)
+    check_answer_length(config, facts)
     if manifest is not None:
         check_enough(config, manifest)
     check_documents(config, facts)
@@ -114,20 +144,34 @@ def check_length(config: RunConfig, facts: Facts) -> None:
         raise ConfigError("train.seq_len", config.train.seq_len, reason, remedy)
 
 
+def check_answer_length(config: RunConfig, facts: Facts) -> None:
+    """Answers that the student writes come behind a prompt of up to a whole sequence."""
+    mode = config.mode
+    if mode.packs or not facts.max_seq_len:
+        return
+    if config.train.seq_len + mode.max_new_tokens > facts.max_seq_len:
+        reason = f"behind prompts of {config.train.seq_len} tokens passes the model's "
+        remedy = f"set train.seq_len to at most {facts.max_seq_len - mode.max_new_tokens}"
+        reason += f"{facts.max_seq_len} positions"
+        raise ConfigError("mode.max_new_tokens", mode.max_new_tokens, reason, remedy)
+
+
 def check_enough(config: RunConfig, manifest: "Manifest") -> None:
     """Raise ConfigError for a corpus that is shorter than one sequence."""
     from llmtrain.data.sequences import count_sequences, too_short
 
     num_tokens, seq_len = manifest.train.num_tokens, config.train.seq_len
-    if count_sequences(num_tokens, seq_len) == 0:
+    if not manifest.has_masks and count_sequences(num_tokens, seq_len) == 0:
         raise too_short("train", num_tokens, seq_len)
 
 
 def check_documents(config: RunConfig, facts: Facts) -> None:
-    """Only attention can be kept within a document; a state-space layer's state runs on."""
-    if config.data.keep_documents_apart and facts.num_attention_layers < facts.num_layers:
+    """Refuse to keep documents apart where a layer's state would run on from one to the next."""
+    has_states = facts.num_attention_layers < facts.num_layers
+    if config.data.keeps_apart and has_states and not keeps_apart(facts.model_type):
         reason = f"is not possible: {facts.model_type} keeps a state that runs on across documents"
-        raise ConfigError("data.keep_documents_apart", "true", reason, "set it to false")
+        key = "data.packing" if config.data.has_masks else "data.keep_documents_apart"
+        raise ConfigError(key, "true", reason, f"set {key}=false")
 
 
 def check_compiler(config: RunConfig, offload_optimizer: str) -> None:

@@ -5,7 +5,8 @@ import importlib.util
 from llmtrain.config import Precision, RunConfig
 from llmtrain.errors import ConfigError
 from llmtrain.hardware import Machine
-from llmtrain.model.causal_lm import Attention, CausalLM, Facts
+from llmtrain.model.causal_lm import Attention, CausalLM
+from llmtrain.model.facts import Facts
 
 SHORT_SEQUENCE = 512  # up to here plain attention beats the fused one on a CPU
 
@@ -64,7 +65,7 @@ def flash_limit(config: RunConfig, precision: str, facts: Facts) -> str | None:
     """What of this run flash-attn cannot do; None where it can do all."""
     if precision == "fp32":
         return "flash-attn has no fp32"
-    if config.data.keep_documents_apart:
+    if config.data.keeps_apart:
         return "flash-attn keeps documents apart in batches of one only"
     return None if facts.supports_flash else "flash-attn does not suit the model's heads or class"
 

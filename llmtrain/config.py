@@ -109,6 +109,11 @@ class RunConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
+    def tokenizer_path(self) -> str | None:
+        """Where the stored model's tokenizer lies; a fresh student takes its teacher's."""
+        return self.model.path or (self.teacher.path if self.teacher is not None else None)
+
+    @property
     def cache(self) -> Path:
         return Path(self.cache_root).expanduser()
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain.config import RunConfig
 from llmtrain.errors import ConfigError
+from llmtrain.model.causal_lm import Kernels
+from llmtrain.model.linear import adaptable
 from llmtrain.plan import Plan
 from llmtrain.ranks import Ranks
 from llmtrain.zero import deepspeed_config
@@ -53,7 +55,8 @@ def build_engine(
     torch.manual_seed(config.seed)
     with device if config.model.path is None else nullcontext():  # stored weights are moved later
         model = build_model(config, plan, vocabulary)
-    objective = objective_of(model, config.mode)
+    teacher = build_teacher(config, plan, device)
+    objective = objective_of(model, config.mode, teacher)
     optimizer = config.optimizer.build(model, plan.device, plan.offload_optimizer != "none")
     engine, *_ = deepspeed.initialize(
         model=objective,
@@ -89,17 +92,36 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
     # No pad_token_id: an embedding freezes the row of its padding, and this row ends documents.
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.eos_id)
     dtype = getattr(torch, DTYPES[plan.precision])
-    model = config.model.build(dtype, plan.attention, **tokens, pad_token_id=None)
+    loading = config.adapter.loading(dtype)
+    model = config.model.build(dtype, plan.attention, loading, **tokens, pad_token_id=None)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = vocabulary.eos_id
-    if plan.scan_kernel is not None:
-        reference = plan.scan_kernel == "transformers"
-        selective_scan.install(model.config.model_type, reference=reference)
+    selective_scan.install(model.config.model_type, plan.scan_kernel == "transformers")
     recompute(model, plan.activation_checkpointing)
+    model.name_or_path = config.model.address  # where an adapter says that its model lies
+    model = config.adapter.put_on(model, adaptable(model))
     if config.train.compile:
         for layer in checkpointable_layers(model):
             layer.compile()
     return model
+
+
+def build_teacher(
+    config: RunConfig, plan: Plan, device: "torch.device"
+) -> "PreTrainedModel | None":
+    """The teacher, whole on every rank and never trained."""
+    import torch
+
+    from llmtrain.kernel import selective_scan
+
+    if config.teacher is None or config.mode.caches_targets:
+        return None
+    dtype = getattr(torch, DTYPES[plan.precision])
+    facts = config.teacher.facts(config.cache)
+    attention = plan.attention if facts.num_attention_layers else "eager"
+    teacher = config.teacher.build(dtype, attention)
+    selective_scan.install(teacher.config.model_type, config.teacher.kernels is Kernels.reference)
+    return teacher.to(device).eval().requires_grad_(False)
 
 
 def checkpointable_layers(model: "PreTrainedModel") -> list[Any]:
@@ -116,22 +138,32 @@ def recompute(model: "PreTrainedModel", asked: str) -> None:
     if not model.supports_gradient_checkpointing:
         reason = f"is not possible with {model.config.model_type}"
         raise ConfigError("train.activation_checkpointing", asked, reason, "take none")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
     every = 1 if asked == "full" else int(asked)
-    for number, layer in enumerate(checkpointable_layers(model)):
-        layer.gradient_checkpointing = number % every == 0
+    model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
 
 
-def objective_of(model: "PreTrainedModel", mode: "Mode") -> "torch.nn.Module":
-    """One module from a batch to its loss, so that ZeRO-3's hooks see every use of a weight."""
+def objective_of(
+    model: "PreTrainedModel", mode: "Mode", teacher: "PreTrainedModel | None" = None
+) -> "torch.nn.Module":
+    """One module from a batch to its loss, so that ZeRO-3's hooks see every use of a weight.
+
+    The teacher is no part of the module: DeepSpeed neither casts nor partitions it.
+    """
     from torch import nn
+
+    from llmtrain.mode.base import Learner
+
+    learner = Learner(model)
+    taught_by = Learner(teacher) if teacher is not None else None
 
     class Objective(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
+            self.learner = learner
+            self.teacher = taught_by
 
         def forward(self, batch: dict[str, Any]) -> "Loss":
-            return mode.loss(self.model, batch)
+            return mode.loss(learner, batch, taught_by)
 
     return Objective()

@@ -8,7 +8,7 @@ from llmtrain.errors import TrainingError
 from llmtrain.rank_run import Run
 
 if TYPE_CHECKING:
-    from llmtrain.data.sequences import TokenSequences
+    from llmtrain.data.sequences import Sequences
 
 SAMPLE_TOKENS = 64
 PROMPT_TOKENS = 16
@@ -18,9 +18,7 @@ def evaluate(run: Run, num_sequences: int, record: bool = True) -> dict[str, flo
     """Loss, perplexity and bits per byte over some held-out sequences, on all ranks together."""
     import torch
 
-    from llmtrain.data.sequences import TokenSequences
-
-    sequences = TokenSequences(run.manifest, "held_out", run.plan.seq_len, cover_all=True)
+    sequences = run.open_split("held_out")
     num_sequences = min(num_sequences, len(sequences))
     run.engine.module.eval()
     loss_sum, num_tokens = 0.0, 0
@@ -35,7 +33,7 @@ def evaluate(run: Run, num_sequences: int, record: bool = True) -> dict[str, flo
         what = f"The held-out loss of step {run.step} is {loss_sum}"
         raise TrainingError(f"{what}: lower optimizer.lr and start again.")
     held_out = run.manifest.held_out
-    num_bytes = held_out.num_bytes * num_tokens / max(1, held_out.num_tokens - 1)
+    num_bytes = held_out.num_bytes * num_tokens / max(1, held_out.num_learned_tokens)
     values = {
         "step": run.step,
         "eval_loss": loss_sum / num_tokens,
@@ -48,7 +46,7 @@ def evaluate(run: Run, num_sequences: int, record: bool = True) -> dict[str, flo
 
 
 def held_out_batches(
-    run: Run, sequences: "TokenSequences", num_sequences: int
+    run: Run, sequences: "Sequences", num_sequences: int
 ) -> Iterator[dict[str, Any]]:
     """This rank's share, in micro-batches; each rank gets as many, the last without labels."""
     import numpy as np
@@ -69,20 +67,19 @@ def take_sample(run: Run) -> str:
     import torch
     from transformers import AutoTokenizer
 
-    from llmtrain.data.sequences import TokenSequences
-
     tokenizer = AutoTokenizer.from_pretrained(run.manifest.vocabulary.folder)
-    sequences = TokenSequences(run.manifest, "held_out", run.plan.seq_len, cover_all=True)
-    prompt_BL = torch.from_numpy(sequences.read([0])[0][:, : min(PROMPT_TOKENS, run.plan.seq_len)])
-    model = run.engine.module.model
-    room = (run.plan.max_seq_len or run.plan.seq_len + SAMPLE_TOKENS) - prompt_BL.shape[1]
+    sequences, model = run.open_split("held_out"), run.engine.module.model
+    room = run.plan.max_seq_len or run.plan.seq_len + SAMPLE_TOKENS
+    most = PROMPT_TOKENS if not run.manifest.has_masks else room - SAMPLE_TOKENS
+    prompt_BL = torch.from_numpy(sequences.prompt(max(1, min(most, run.plan.seq_len))))[None]
     model.eval()
+    run.engine.module.learner.forget_documents()
     with torch.no_grad(), fork_rng(run):  # training's random numbers go on as they were
         torch.manual_seed(run.config.seed)
         written_BL = model.generate(
             prompt_BL.to(run.device),
             attention_mask=torch.ones_like(prompt_BL, device=run.device),
-            max_new_tokens=max(1, min(SAMPLE_TOKENS, room)),
+            max_new_tokens=max(1, min(SAMPLE_TOKENS, room - prompt_BL.shape[1])),
             synced_gpus=run.plan.zero_stage == 3 and run.ranks.world_size > 1,
             do_sample=True,
             temperature=0.7,

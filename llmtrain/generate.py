@@ -1,121 +1,314 @@
-"""Stream text from a trained model: `python -m llmtrain.generate outputs/<run> --prompt "def "`."""
+"""Write with a finished model: a prompt, a chat, a file of prompts, a question to a RAFT model."""
 
 import argparse
+import json
+import random
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from llmtrain.errors import DONE, REFUSED, ConfigError
-from llmtrain.folder import RunFolder
+from llmtrain.data.example import Evidence, Message
+from llmtrain.data.raft import Prompt, raft_messages, sections_of
+from llmtrain.data.source.raft import Raft
+from llmtrain.errors import ConfigError
+from llmtrain.finished import Finished, command, config_of, open_finished
+from llmtrain.folder import write_text
+from llmtrain.held_out import examples_of
+from llmtrain.writing import Answer, Ids, Sampling, Writer
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+EXAMPLES = """examples:
+  python -m llmtrain.generate outputs/<run> --prompt "def "
+  python -m llmtrain.generate outputs/<run> --chat
+  python -m llmtrain.generate outputs/<run> --file prompts.jsonl --out answers.jsonl
+  python -m llmtrain.generate Qwen/Qwen2.5-0.5B-Instruct --prompt "Why is the sky blue?"
+"""
+LIMITS = {
+    "max_new_tokens": (1, None),
+    "temperature": (0, None),
+    "top_p": (0, 1),
+    "top_k": (0, None),
+    "repetition_penalty": (0.01, None),
+    "seed": (0, 2**32 - 1),
+    "batch_size": (1, None),
+}
 
 
 def main(words: list[str] | None = None) -> int:
     """Generate as the command line says, and return the exit code."""
-    arguments = parser().parse_args(words)
-    try:
-        check(arguments)
-        model, tokenizer = open_model(model_folder(arguments.run), arguments.device)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return REFUSED
-    stream(model, tokenizer, arguments)
-    return DONE
+    return command(generate, parser().parse_args(words))
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    options = argparse.ArgumentParser(prog="python -m llmtrain.generate", description=__doc__)
-    options.add_argument("run", help="a run folder, or any Hugging Face folder")
-    options.add_argument("--prompt", required=True, help="the text to continue")
-    options.add_argument("--max-new-tokens", type=int, default=100)
+    options = argparse.ArgumentParser(
+        prog="python -m llmtrain.generate",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("run", help="a run folder, any Hugging Face folder, or a hub name")
+    what = options.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", help="a text to continue, or a question to answer")
+    what.add_argument("--chat", action="store_true", help="talk; /reset forgets, /exit ends")
+    what.add_argument("--file", help=".txt: a prompt a line; .jsonl or .json: prompt or messages")
+    what.add_argument("--question", help="ask a RAFT model")
+    what.add_argument("--sample", action="store_true", help="a held-out row of a RAFT run's data")
+    options.add_argument("--raw", action="store_true", help="no chat template around a prompt")
+    options.add_argument("--max-new-tokens", type=int, default=256)
     options.add_argument("--temperature", type=float, default=0.7, help="0: always the likeliest")
     options.add_argument("--top-p", type=float, default=0.9)
     options.add_argument("--top-k", type=int, default=0, help="0: no limit")
     options.add_argument("--repetition-penalty", type=float, default=1.0)
+    options.add_argument("--stop", action="append", default=[], help="end before this text")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--batch-size", type=int, default=8, help="prompts of a file at once")
+    options.add_argument("--out", help="the .jsonl file to write the answers of --file to")
+    options.add_argument("--which", default="auto", choices=["auto", "final", "best"])
+    options.add_argument("--base", help="the folder of an adapter's base, where it has moved")
     options.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return options
 
 
+def generate(arguments: argparse.Namespace) -> None:
+    """Do what was asked. Raises ConfigError for what cannot be done."""
+    import torch
+
+    check(arguments)
+    asked = list(read_prompts(arguments))  # refused before a model is opened
+    opened = (arguments.run, arguments.which, arguments.device, arguments.base)
+    finished = open_finished(*opened)
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
+    values = {name: getattr(arguments, name) for name in names}
+    writer = Writer(finished, Sampling(**values, stop=tuple(arguments.stop)))
+    torch.manual_seed(arguments.seed)
+    if arguments.chat:
+        chat(writer)
+    elif arguments.file:
+        answer_all(writer, asked, arguments)
+    else:
+        answer_one(writer, asked[0], arguments.raw)
+
+
 def check(arguments: argparse.Namespace) -> None:
-    """Raise ConfigError for a value that sampling cannot use."""
-    limits = {
-        "max_new_tokens": (1, None),
-        "temperature": (0, None),
-        "top_p": (0, 1),
-        "top_k": (0, None),
-        "repetition_penalty": (0.01, None),
-        "seed": (0, 2**32 - 1),
-    }
-    if not arguments.prompt:
-        raise ConfigError("--prompt", "''", "is empty", "give at least one character")
-    for name, (low, high) in limits.items():
+    """Raise ConfigError for a value that generation cannot use."""
+    for name in ("prompt", "question", "file"):
+        if getattr(arguments, name) == "":
+            raise ConfigError(f"--{name}", "''", "is empty", "give at least one character")
+    if "" in arguments.stop:
+        raise ConfigError("--stop", "''", "is empty", "give at least one character")
+    if arguments.out and not arguments.file:
+        raise ConfigError("--out", arguments.out, "is for the answers of --file", "leave it out")
+    for name, (low, high) in LIMITS.items():
         value = getattr(arguments, name)
         if not value >= low or (high is not None and value > high):  # a NaN is not >= anything
             reason = f"is not {low} or more" + (f" and {high} or less" if high is not None else "")
             raise ConfigError(f"--{name.replace('_', '-')}", value, reason, "give one that is")
 
 
-def model_folder(run: str) -> Path:
-    """The finished model of a run, else its best so far; or a Hugging Face folder itself."""
-    folder = RunFolder(run)
-    for path in (folder.final, folder.best, folder.path):
-        if (path / "config.json").exists():
-            return path
-    reason = "has no model yet" if folder.exists() else "is no run folder and no model folder"
-    raise ConfigError("run", run, reason, "give a folder below outputs/ that has final/ or best/")
+@dataclass(frozen=True)
+class Asked:
+    """A text, or a dialogue that ends before the answer; of a RAFT row with its sections."""
+
+    text: str = ""
+    messages: tuple[Message, ...] = ()
+    sections: tuple[str, ...] = ()
+
+    def ids(self, writer: Writer, raw: bool) -> Ids:
+        """The same as tokens. A model that was taught dialogues is asked in its template."""
+        if self.messages:
+            return writer.asked(self.messages)
+        if raw or not converses(writer.finished):
+            return writer.plain(self.text)
+        return writer.asked([Message("user", self.text)])
+
+    def row(self) -> dict[str, Any]:
+        """The same as the fields of a row."""
+        if self.messages:
+            return {"messages": [message._asdict() for message in self.messages]}
+        return {"prompt": self.text}
 
 
-def open_model(path: Path, device: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer of a Hugging Face folder, on the device that is there."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    from llmtrain.kernel import selective_scan
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device", device, "is not to be had here", "take cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    selective_scan.install(AutoConfig.from_pretrained(path).model_type)
-    model = AutoModelForCausalLM.from_pretrained(path).eval()
-    model.to(torch.device(device))
-    return model, AutoTokenizer.from_pretrained(path)
+def converses(finished: Finished) -> bool:
+    """Whether a model answers in a template: it has one, and its run, if any, taught it rows."""
+    taught = finished.config is None or finished.config.data.has_masks
+    return taught and finished.tokenizer.chat_template is not None
 
 
-def stream(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", arguments: argparse.Namespace
-) -> None:
-    """Print the text as it is written, and the rate to stderr."""
-    import torch
-    from transformers import TextStreamer
+def read_prompts(arguments: argparse.Namespace) -> Iterator[Asked]:
+    """What is asked, from the command line, a file, or the run's own data."""
+    if arguments.prompt:
+        yield Asked(arguments.prompt)
+    elif arguments.question:
+        yield raft_question(raft_of(arguments.run, "--question"), arguments.question)
+    elif arguments.sample:
+        yield raft_sample(raft_of(arguments.run, "--sample"), arguments.seed)
+    elif arguments.file:
+        yield from read_file(Path(arguments.file).expanduser(), arguments.run)
 
-    torch.manual_seed(arguments.seed)
-    inputs = tokenizer(arguments.prompt, return_tensors="pt").to(model.device)
-    options = {"do_sample": arguments.temperature > 0}
-    if options["do_sample"]:
-        names = ("temperature", "top_p", "top_k")
-        options |= {name: getattr(arguments, name) for name in names}
-    print(arguments.prompt, end="", flush=True)
+
+def read_file(path: Path, run: str) -> Iterator[Asked]:
+    """The prompts of a file. Raises ConfigError for a row that asks nothing, with its place."""
+    from llmtrain.data.rows import read_rows
+
+    if not path.is_file():
+        raise ConfigError("--file", path, "is no file", "give a .txt, .json, .jsonl or .parquet")
+    if path.suffix == ".txt":
+        found = [Asked(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    else:
+        found = [asked_of(row.values, row.place, run) for row in read_rows(str(path), fail)]
+    if not found:
+        raise ConfigError("--file", path, "holds no prompt", "write one a line")
+    yield from found
+
+
+def fail(error: ConfigError) -> None:
+    raise error
+
+
+def asked_of(values: dict[str, Any], place: str, run: str) -> Asked:
+    """One row as what is asked: a prompt, a dialogue without its answer, or a RAFT question."""
+    prompt, turns, question = (values.get(name) for name in ("prompt", "messages", "question"))
+    if isinstance(prompt, str) and prompt:
+        return Asked(prompt)
+    if isinstance(question, str) and question:
+        return raft_question(raft_of(run, "--file"), question, documents_of(values, place))
+    if isinstance(turns, list) and turns and all(map(is_turn, turns)):
+        messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
+        return Asked(messages=messages[: -1 if messages[-1].role == "assistant" else None])
+    remedy = 'write {"prompt": ...}, {"messages": [...]} or, of a RAFT run, {"question": ...}'
+    raise ConfigError("--file", f"{place}:", "asks nothing", remedy)
+
+
+def is_turn(turn: Any) -> bool:
+    fields = ("role", "content")
+    return isinstance(turn, dict) and all(isinstance(turn.get(name), str) for name in fields)
+
+
+def documents_of(values: dict[str, Any], place: str) -> list[Evidence]:
+    """The documents of a RAFT row in their order; which of them is the oracle need not be known."""
+    items = values.get("documents") or []
+    if not all(isinstance(item, dict) and isinstance(item.get("content"), str) for item in items):
+        remedy = 'write "documents": [{"content": ...}]'
+        raise ConfigError("--file", f"{place}:", "has a document without content", remedy)
+    return [Evidence(item["content"], item.get("type") == "oracle") for item in items]
+
+
+def raft_of(run: str, key: str) -> Raft:
+    """The RAFT data of a run, whose prompt a question goes through."""
+    config = config_of(run)
+    if config is None or not isinstance(config.data, Raft):
+        reason = "was not trained on RAFT rows, so that a question has no prompt"
+        raise ConfigError("run", run, reason, f"take --prompt in place of {key}")
+    return config.data
+
+
+def raft_question(data: Raft, question: str, documents: Iterable[Evidence] = ()) -> Asked:
+    messages = raft_messages(question, list(documents), data.prompt, data.sections)
+    return Asked(messages=messages, sections=wanted_sections(data))
+
+
+def raft_sample(data: Raft, seed: int) -> Asked:
+    """A held-out row of a run's own data, chosen by seed."""
+    chosen = random.Random(seed).choice(examples_of(data))
+    return Asked(messages=chosen.messages[:-1], sections=wanted_sections(data))
+
+
+def wanted_sections(data: Raft) -> tuple[str, ...]:
+    prompt: Prompt = data.prompt
+    return tuple(prompt.sections if data.sections is None else data.sections)
+
+
+def answer_one(writer: Writer, asked: Asked, raw: bool) -> None:
+    """Stream one answer, list its sections, and say the rate."""
+    prompt = asked.ids(writer, raw)
+    writer.room(len(prompt))  # refused before anything is printed
+    if asked.messages:
+        print(f"{asked.messages[-1].content}\n", flush=True)
+    elif raw or not converses(writer.finished):
+        print(asked.text, end="", flush=True)
+    answer = stream(writer, prompt)
+    if asked.sections:
+        found = sections_of(answer.text, asked.sections)
+        print("\nsections:")
+        for heading in asked.sections:
+            print(f"  {'found  ' if heading in found else 'missing'} {heading}")
+
+
+def stream(writer: Writer, prompt: Ids) -> Answer:
+    """Print an answer as it is written, and its rate to stderr."""
     start = time.perf_counter()
-    written_BL: torch.Tensor = model.generate(  # type: ignore[operator]
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=arguments.max_new_tokens,
-        repetition_penalty=arguments.repetition_penalty,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        **options,
-    )
-    seconds = time.perf_counter() - start
-    count = written_BL.shape[1] - inputs["input_ids"].shape[1]
-    print(f"{count} tokens, {count / seconds:.1f} tok/s", file=sys.stderr)
+    answer = writer.stream(prompt)
+    say_rate(answer.num_tokens, start)
+    return answer
+
+
+def say_rate(num_tokens: int, start: float) -> None:
+    rate = num_tokens / (time.perf_counter() - start)
+    print(f"{num_tokens} tokens, {rate:.1f} tok/s", file=sys.stderr)
+
+
+def answer_all(writer: Writer, asked: list[Asked], arguments: argparse.Namespace) -> None:
+    """Answer a file's prompts in batches, as one JSON row each."""
+    prompts = [item.ids(writer, arguments.raw) for item in asked]
+    for prompt in prompts:
+        writer.room(len(prompt))
+    start, num_tokens, lines = time.perf_counter(), 0, []
+    answers = writer.write(prompts, arguments.batch_size)
+    for item, answer in zip(asked, answers, strict=True):
+        row = item.row() | {"answer": answer.text, "num_tokens": answer.num_tokens}
+        if item.sections:
+            row["sections"] = sections_of(answer.text, item.sections)
+        lines.append(json.dumps(row, ensure_ascii=False))
+        num_tokens += answer.num_tokens
+        if not arguments.out:
+            print(lines[-1], flush=True)
+    if arguments.out:
+        write_text(Path(arguments.out).expanduser(), "\n".join(lines) + "\n")
+    say_rate(num_tokens, start)
+
+
+def chat(writer: Writer) -> None:
+    """Answer line after line, with all that was said before, until /exit or the end of input."""
+    if writer.tokenizer.chat_template is None:
+        print("note: the model has no chat template; a plain one is used", file=sys.stderr)
+    history: list[Message] = []
+    for line in said():
+        if line == "/reset":
+            history = []
+            continue
+        history.append(Message("user", line))
+        history = without_oldest(writer, history)
+        answer = stream(writer, writer.asked(history))
+        history.append(Message("assistant", answer.text.strip()))
+
+
+def said() -> Iterator[str]:
+    """The lines that a user types or pipes, without empty ones."""
+    mark = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(mark).strip()
+        except EOFError:
+            return
+        if line == "/exit":
+            return
+        if line:
+            yield line
+
+
+def without_oldest(writer: Writer, history: list[Message]) -> list[Message]:
+    """The dialogue without its oldest turns, where all of it is too long for the model."""
+    most = writer.finished.num_positions
+    kept = history
+    while most is not None and len(kept) > 1 and len(writer.asked(kept)) >= most:
+        kept = kept[2:]
+    if len(kept) < len(history):
+        num_left_out = len(history) - len(kept)
+        print(f"note: the oldest {num_left_out} turns no longer fit", file=sys.stderr)
+    return kept
 
 
 if __name__ == "__main__":

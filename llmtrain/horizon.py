@@ -11,13 +11,28 @@ DEBUG_STEPS = 5
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the plan knows of the corpus; ``is_estimate`` until it has been prepared."""
+    """What the plan knows of the corpus; ``is_estimate`` until it has been prepared.
+
+    Tokens are those that are read, sequences those that they make at the run's length. Of rows
+    longer than that, ``num_cut`` lose their end and ``num_left_out`` more have no answer left.
+    """
 
     name: str
     num_train_tokens: int
-    num_held_out_tokens: int
+    num_train_sequences: int
+    num_held_out_sequences: int
     is_estimate: bool
     fingerprint: str | None
+    num_rows: int | None = None
+    num_cut: int = 0
+    num_left_out: int = 0
+    num_skipped: int = 0
+    first_skipped: str | None = None
+
+    @property
+    def tokens_per_sequence(self) -> float:
+        """The mean, filler left out."""
+        return self.num_train_tokens / self.num_train_sequences
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,7 @@ class Horizon:
 def choose_horizon(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> Horizon:
     """The horizon that was asked for, or the recipe's; a fifth of it between evaluations."""
     num_steps = count_steps(config, data, reasons)
-    tokens_per_step = config.train.global_batch * config.train.seq_len
+    tokens_per_step = round(config.train.global_batch * data.tokens_per_sequence)
     fifth = -(-num_steps // 5)
     eval_every = config.train.eval_every or fifth
     eval_sequences, final_eval_sequences = count_eval_sequences(config, data, num_steps, eval_every)
@@ -53,7 +68,7 @@ def choose_horizon(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> 
         tokens_per_step=tokens_per_step,
         num_steps=num_steps,
         num_tokens=num_steps * tokens_per_step,
-        num_epochs=num_steps * tokens_per_step / max(1, data.num_train_tokens),
+        num_epochs=num_steps * config.train.global_batch / data.num_train_sequences,
         warmup_steps=warmup_steps,
         eval_every=eval_every,
         eval_sequences=eval_sequences,
@@ -65,7 +80,6 @@ def choose_horizon(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> 
 def count_steps(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> int:
     """The horizon in steps, from whichever of steps, tokens or epochs was given."""
     train, recipe = config.train, config.mode.recipe
-    per_step = train.global_batch * train.seq_len
     if config.debug:
         reasons["num_steps"] = "debug"
         return DEBUG_STEPS
@@ -76,11 +90,12 @@ def count_steps(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> int
         reasons["num_steps"] = "train.max_tokens" if train.max_tokens else "train.max_epochs"
         horizon = (train.max_tokens, train.max_epochs)
     else:
-        reasons["num_steps"] = f"the horizon of {config.model.name}'s recipe"
+        reasons["num_steps"] = "the recipe's horizon"
         horizon = (recipe.max_tokens, recipe.max_epochs)
     max_tokens, max_epochs = horizon
-    tokens = max_tokens or (max_epochs or 1.0) * data.num_train_tokens
-    return max(1, math.ceil(tokens / per_step))
+    if max_tokens:
+        return max(1, math.ceil(max_tokens / (train.global_batch * data.tokens_per_sequence)))
+    return max(1, math.ceil((max_epochs or 1.0) * data.num_train_sequences / train.global_batch))
 
 
 def count_eval_sequences(
@@ -92,7 +107,7 @@ def count_eval_sequences(
     end everything is read, unless that were more than a fifth of what was trained on.
     """
     batch = config.train.global_batch
-    everything = max(1, -(-(data.num_held_out_tokens - 1) // config.train.seq_len))
+    everything = data.num_held_out_sequences
     if config.train.eval_batches is not None:
         asked = min(everything, config.train.eval_batches * batch)
         return asked, everything if num_steps * batch >= 5 * everything else asked

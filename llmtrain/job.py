@@ -23,10 +23,17 @@ if TYPE_CHECKING:
 class Job:
     """A run folder that is claimed, filled, trained and reported on."""
 
-    def __init__(self, config: RunConfig, plan: Plan, manifest: "Manifest") -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: Plan,
+        manifest: "Manifest",
+        targets: Path | None = None,
+    ) -> None:
         self.config = config
         self.plan = plan
         self.manifest = manifest
+        self.targets = targets
         self.folder = RunFolder(Path(config.output_root) / plan.name)
 
     def train(self) -> float | None:
@@ -64,6 +71,10 @@ class Job:
                 saved.weights_fingerprint,
                 self.plan.weights_fingerprint,
             ),
+            "a teacher than teacher.path": (
+                saved.teacher_fingerprint,
+                self.plan.teacher_fingerprint,
+            ),
         }
         for what, (before, now) in sources.items():
             if before != now:
@@ -89,7 +100,9 @@ class Job:
         else:
             write_json(self.folder.next_plan, self.plan.to_json())
         write_text(self.folder.overrides, shlex.join(overrides()) + "\n")
-        write_json(self.folder.manifest, {"folder": str(self.manifest.folder)})
+        sources = {"folder": self.manifest.folder, "teacher_targets": self.targets}
+        found = {name: str(path) for name, path in sources.items() if path is not None}
+        write_json(self.folder.manifest, found)
         write_text(self.folder.config, self.config.to_yaml())
         if self.newest_step():
             print(f"Continuing from step {self.newest_step()}.")

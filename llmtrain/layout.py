@@ -5,8 +5,8 @@ from typing import Any
 from llmtrain.config import RunConfig
 from llmtrain.errors import ConfigError
 from llmtrain.hardware import Machine
-from llmtrain.memory import MARGIN, Layout, Memory, estimate
-from llmtrain.model.causal_lm import Facts
+from llmtrain.memory import MARGIN, Layout, Memory, Weights, estimate
+from llmtrain.model.facts import Facts
 
 MOST_MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # beyond, a larger micro-batch is no faster
 MOST_BF16_ACCUMULATION = 8  # micro-batches that bf16 gradients may add up without losing the last
@@ -32,6 +32,7 @@ def choose_layout(
     facts: Facts,
     precision: str,
     attention: str,
+    weights: Weights,
     reasons: Reasons,
 ) -> Layout:
     """ZeRO stage, offload, recomputation and micro-batch: the least that fits.
@@ -57,7 +58,7 @@ def choose_layout(
         for micro_batch in micro_batches
     ]
     state_bytes = config.optimizer.state_bytes
-    fitting = [c for c in candidates if fits(estimate(facts, c, state_bytes), machine)]
+    fitting = [c for c in candidates if fits(estimate(facts, c, state_bytes, weights), machine)]
     exact = [c for c in fitting if not loses_gradients(config, c)]
     chosen = (exact or fitting or candidates[-1:])[0]
     explain_layout(config, chosen, micro_batches, reasons)

@@ -6,7 +6,7 @@ and the ZeRO stage with a margin.
 
 from dataclasses import dataclass
 
-from llmtrain.model.causal_lm import Facts
+from llmtrain.model.facts import Facts
 
 GIB = 2**30
 MARGIN = 0.88  # of a device's memory: the rest is for the allocator, the context and temporaries
@@ -28,6 +28,15 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Parameters by what happens to them; bytes of what stays as it is."""
+
+    num_trainable: int
+    frozen_bytes: float = 0.0
+    teacher_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
 class Memory:
     """GiB by component on one device and, for its share, on the host."""
 
@@ -43,9 +52,9 @@ class Memory:
         return sum(self.host.values())
 
 
-def estimate(facts: Facts, layout: Layout, state_bytes: float) -> Memory:
+def estimate(facts: Facts, layout: Layout, state_bytes: float, weights: Weights) -> Memory:
     """The components of a step's peak; ``state_bytes`` is the optimizer's state a parameter."""
-    device = states(facts, layout, state_bytes)
+    device = states(weights, layout, state_bytes)
     host = {}
     if layout.offload_optimizer != "none":
         host["optimizer"] = device.pop("optimizer") + device.pop("master")
@@ -53,10 +62,12 @@ def estimate(facts: Facts, layout: Layout, state_bytes: float) -> Memory:
         host["weights"] = device.pop("weights")
     device["activations"] = activations(facts, layout) / GIB
     device["logits"] = logits(facts, layout) / GIB
+    if weights.teacher_bytes:
+        device["teacher"] = weights.teacher_bytes / GIB  # whole on every device
     return Memory(device, host)
 
 
-def states(facts: Facts, layout: Layout, state_bytes: float) -> dict[str, float]:
+def states(weights: Weights, layout: Layout, state_bytes: float) -> dict[str, float]:
     """Weights, gradients, fp32 master copies and optimizer state, partitioned by the ZeRO stage.
 
     After Rajbhandari et al. 2020 (ZeRO, section 3.2).
@@ -67,16 +78,36 @@ def states(facts: Facts, layout: Layout, state_bytes: float) -> dict[str, float]
     for level in range(layout.zero_stage):
         share[level] = layout.world_size
     optimizer_share, gradient_share, weight_share = share[0], share[1], share[2]
-    count = facts.num_parameters / GIB
+    count = weights.num_trainable / GIB
+    frozen = weights.frozen_bytes / GIB
     if layout.precision == "bf16_pure":
         state_bytes /= 2  # the moments are bf16 like the weights
     accumulated = 4 if layout.precision == "bf16" and layout.zero_stage else 0
     return {
-        "weights": weight * count / weight_share,
+        "weights": (weight * count + frozen) / weight_share,
         "gradients": (weight + accumulated) * count / gradient_share,
         "master": master * count / optimizer_share,
         "optimizer": state_bytes * count / optimizer_share,
     }
+
+
+def weights_of(
+    facts: Facts,
+    precision: str,
+    num_trainable: int,
+    frozen_weight_bytes: float | None,
+    teacher: Facts | None,
+) -> Weights:
+    """What is trained and what is not; ``frozen_weight_bytes`` of a linear layer's, quantised."""
+    width = 4 if precision == "fp32" else 2
+    teacher_bytes = width * teacher.num_parameters if teacher is not None else 0
+    if num_trainable == facts.num_parameters:
+        return Weights(num_trainable, 0.0, teacher_bytes)
+    linear = facts.num_linear_parameters
+    in_linear = linear * (frozen_weight_bytes or width)
+    return Weights(
+        num_trainable, in_linear + width * (facts.num_parameters - linear), teacher_bytes
+    )
 
 
 def activations(facts: Facts, layout: Layout) -> float:

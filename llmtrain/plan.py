@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from llmtrain.checks import check, check_model, check_stage
 from llmtrain.choose import choose_attention, choose_precision, choose_scan
 from llmtrain.config import Format, RunConfig
+from llmtrain.data.sequences import open_sequences
 from llmtrain.errors import ConfigError
 from llmtrain.hardware import Machine, resolve
 from llmtrain.horizon import Corpus, choose_horizon
 from llmtrain.layout import accumulates_in_fp32, choose_layout, fits
-from llmtrain.memory import Layout, Memory, estimate
-from llmtrain.model.causal_lm import Facts
+from llmtrain.memory import Layout, Memory, estimate, weights_of
+from llmtrain.model.facts import Facts
 from llmtrain.plan_table import show_plan
 from llmtrain.throughput import flops_per_token
 
@@ -49,6 +50,10 @@ class Plan:
     vocab_size: int
     max_seq_len: int | None
     weights_fingerprint: str | None
+    adapter: str
+    num_trainable_parameters: int
+    teacher: str | None
+    teacher_fingerprint: str | None
     attention: str
     scan_kernel: str | None
     precision: str
@@ -60,6 +65,7 @@ class Plan:
     has_fp32_accumulation: bool
     activation_checkpointing: str
     seq_len: int
+    packing: bool
     keep_documents_apart: bool
     global_batch: int
     micro_batch: int
@@ -109,11 +115,15 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
     check_stage(config, machine)
     facts = config.model.facts(config.cache)
     check_model(config, facts, manifest)
+    teacher = config.teacher.facts(config.cache) if reads_teacher(config) else None
     reasons: dict[str, str] = {}
     precision = choose_precision(config, machine, reasons)
     attention = choose_attention(config, machine, facts, precision, reasons)
-    layout = choose_layout(config, machine, facts, precision, attention, reasons)
-    memory = estimate(facts, layout, config.optimizer.state_bytes)
+    num_trainable = config.adapter.num_trainable(facts)
+    frozen_bytes = config.adapter.weight_bytes
+    weights = weights_of(facts, precision, num_trainable, frozen_bytes, teacher)
+    layout = choose_layout(config, machine, facts, precision, attention, weights, reasons)
+    memory = estimate(facts, layout, config.optimizer.state_bytes, weights)
     if not fits(memory, machine):
         raise does_not_fit(config, memory, machine)
     data = describe_data(config, manifest)
@@ -122,7 +132,7 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
         **vars(layout),
         **vars(horizon),
         **of_machine(machine, precision),
-        **of_model(config, facts),
+        **of_model(config, facts, teacher),
         **of_training(config, layout),
         scan_kernel=choose_scan(config.model, machine, facts, reasons),
         data=data,
@@ -148,16 +158,21 @@ def of_machine(machine: Machine, precision: str) -> dict[str, Any]:
     }
 
 
-def of_model(config: RunConfig, facts: Facts) -> dict[str, Any]:
-    """The fields of a plan that are the model's."""
+def of_model(config: RunConfig, facts: Facts, teacher: Facts | None) -> dict[str, Any]:
+    """The fields of a plan that are the model's, its adapter's and its teacher's."""
+    seq_len, freezes = config.train.seq_len, config.adapter.freezes
     return {
         "model": config.model.name,
         "num_parameters": facts.num_parameters,
         "num_active_parameters": facts.num_active_parameters,
-        "flops_per_token": flops_per_token(facts, config.train.seq_len),
+        "flops_per_token": flops_per_token(facts, seq_len, freezes, teacher),
         "vocab_size": facts.vocab_size,
         "max_seq_len": facts.max_seq_len,
         "weights_fingerprint": config.model.weights_fingerprint(),
+        "adapter": config.adapter.kind,
+        "num_trainable_parameters": config.adapter.num_trainable(facts),
+        "teacher": config.teacher.name if config.teacher else None,
+        "teacher_fingerprint": config.teacher.weights_fingerprint() if config.teacher else None,
     }
 
 
@@ -170,7 +185,8 @@ def of_training(config: RunConfig, layout: Layout) -> dict[str, Any]:
         "nvme_path": config.zero.nvme_path,
         "reduce_scatter": not whole_gradients,
         "has_fp32_accumulation": accumulates_in_fp32(layout, whole_gradients),
-        "keep_documents_apart": config.data.keep_documents_apart,
+        "packing": packs(config),
+        "keep_documents_apart": config.data.keeps_apart and packs(config),
         "global_batch": config.train.global_batch,
         "grad_accum": config.train.global_batch // (layout.world_size * layout.micro_batch),
         "optimizer": config.optimizer.kind,
@@ -180,14 +196,39 @@ def of_training(config: RunConfig, layout: Layout) -> dict[str, Any]:
     }
 
 
+def reads_teacher(config: RunConfig) -> bool:
+    """Whether a teacher is read in every step, rather than asked once before."""
+    return config.teacher is not None and not config.mode.caches_targets
+
+
 def describe_data(config: RunConfig, manifest: "Manifest | None") -> Corpus:
     """The corpus's size: exact from its manifest, else an estimate."""
-    if manifest is not None:
-        counts = (manifest.train.num_tokens, manifest.held_out.num_tokens)
-        return Corpus(config.data.name, *counts, is_estimate=False, fingerprint=manifest.train.sha)
-    tokens = config.data.estimate_tokens()
-    held_out = tokens // config.data.held_out_every
-    return Corpus(config.data.name, tokens, held_out, is_estimate=True, fingerprint=None)
+    data, seq_len = config.data, config.train.seq_len
+    if manifest is None:
+        tokens = data.estimate_tokens()
+        num_held_out = int(tokens * (data.held_out_fraction or 0.05)) // seq_len
+        sizes = (max(1, tokens), max(1, tokens // seq_len), max(1, num_held_out))
+        return Corpus(data.name, *sizes, is_estimate=True, fingerprint=None)
+    train = open_sequences(manifest, "train", seq_len, packing=packs(config))
+    held_out = open_sequences(manifest, "held_out", seq_len, packing=packs(config), cover_all=True)
+    return Corpus(
+        name=data.name,
+        num_train_tokens=train.num_inputs,
+        num_train_sequences=len(train),
+        num_held_out_sequences=len(held_out),
+        is_estimate=False,
+        fingerprint=manifest.train.sha,
+        num_rows=manifest.train.num_documents if manifest.has_masks else None,
+        num_cut=train.num_cut,
+        num_left_out=train.num_left_out,
+        num_skipped=manifest.num_skipped,
+        first_skipped=manifest.skipped[0] if manifest.skipped else None,
+    )
+
+
+def packs(config: RunConfig) -> bool:
+    """Whether a sequence holds several documents: the data allows it, and the mode."""
+    return bool(config.data.packs and config.mode.packs)
 
 
 def does_not_fit(config: RunConfig, memory: Memory, machine: Machine) -> ConfigError:
@@ -212,8 +253,8 @@ def memory_json(memory: Memory) -> dict[str, Any]:
 
 def warn(plan: Plan) -> list[str]:
     """What is allowed and probably not meant."""
-    found = []
-    if plan.num_epochs > MOST_EPOCHS:
+    found = warn_of_rows(plan)
+    if plan.data.num_rows is None and plan.num_epochs > MOST_EPOCHS:
         found.append(
             f"{plan.num_tokens:,} tokens are {plan.num_epochs:,.0f} passes over the "
             f"{plan.data.num_train_tokens:,} tokens of data={plan.data.name}: past {MOST_EPOCHS} "
@@ -223,12 +264,26 @@ def warn(plan: Plan) -> list[str]:
     return found
 
 
+def warn_of_rows(plan: Plan) -> list[str]:
+    """Rows that are not trained on as they are."""
+    data, found = plan.data, []
+    if data.num_skipped:
+        found.append(f"{data.num_skipped:,} rows are skipped: {data.first_skipped}")
+    if data.num_cut:
+        found.append(
+            f"{data.num_cut:,} of {data.num_rows:,} rows are longer than train.seq_len="
+            f"{plan.seq_len} and lose their end; {data.num_left_out:,} of them have no answer "
+            "left and are left out."
+        )
+    return found
+
+
 def plan_command(config: RunConfig) -> None:
     """Print what a run would be; nothing is written but the cache of the model's size."""
     from llmtrain.data.shards import find_manifest
 
     check(config)
-    manifest = find_manifest(config.data, config.cache, config.model.path)
+    manifest = find_manifest(config.data, config.cache, config.tokenizer_path)
     plan = make_plan(config, manifest)
     if config.format is Format.json:
         print(json.dumps(plan.to_json(), indent=2))

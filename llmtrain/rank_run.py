@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import torch
     from deepspeed import DeepSpeedEngine
 
-    from llmtrain.data.sequences import TokenSequences
+    from llmtrain.data.sequences import Sequences
     from llmtrain.data.shards import Manifest
+    from llmtrain.data.teacher_cache import TeacherCache
 
 
 @dataclass
@@ -73,7 +74,8 @@ class Run:
     engine: "DeepSpeedEngine"
     control: Any
     peak_tflops: float | None
-    sequences: "TokenSequences"
+    sequences: "Sequences" = field(init=False)
+    targets: "TeacherCache | None" = None
     metrics: Metrics | None = None
     step: int = 0
     best_loss: float = math.inf
@@ -107,14 +109,26 @@ class Run:
         """Whether something holds on any rank."""
         return self.sum(float(value)) > 0
 
-    def batch(self, sequences: "TokenSequences", indices: Any) -> dict[str, Any]:
+    def open_split(self, split: str) -> "Sequences":
+        """The sequences of a split; of the held-out one, all that there is."""
+        from llmtrain.data.sequences import open_sequences
+
+        return open_sequences(
+            self.manifest,
+            split,
+            self.plan.seq_len,
+            keep_apart=self.plan.keep_documents_apart,
+            packing=self.plan.packing,
+            cover_all=split == "held_out",
+        )
+
+    def batch(self, sequences: "Sequences", indices: Any) -> dict[str, Any]:
         """The model's keyword arguments for some sequences, and their labels, on the host."""
         import torch
 
-        input_ids_BL, labels_BL = sequences.read(indices)
-        arrays = {"input_ids": input_ids_BL, "labels": labels_BL}
-        if self.config.data.keep_documents_apart:
-            arrays["position_ids"] = sequences.position_ids(indices)
+        arrays: dict[str, Any] = dict(sequences.batch(indices))
+        if self.targets is not None and sequences is self.sequences:
+            arrays["teacher_ids"], arrays["teacher_probs"] = self.targets.read(indices)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def on_device(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def log_step(run: Run) -> None:
         )
     seconds = time.perf_counter() - sums.start
     run.elapsed_seconds += seconds
-    rate = sums.tokens / seconds
+    rate = sums.steps * run.plan.tokens_per_step / seconds
     values = {
         "step": run.step,
         "loss": loss,

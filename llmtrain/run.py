@@ -14,19 +14,21 @@ def run(config: RunConfig) -> float | None:
     from llmtrain.job import Job
     from llmtrain.plan import make_plan
     from llmtrain.plan_table import show_plan
+    from llmtrain.teaching import check_tokenizers, prepare_targets
     from llmtrain.zero import deepspeed_config
 
     refuse_wrapper()
     check(config)
     # Refused now if it cannot be: afterwards reading and tokenising may take hours.
-    estimated = make_plan(config, find_manifest(config.data, config.cache, config.model.path))
+    estimated = make_plan(config, find_manifest(config.data, config.cache, config.tokenizer_path))
     deepspeed_config(estimated, config.zero.extra)
     check_compiler(config, estimated.offload_optimizer)
     config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
-    manifest = prepare(config.data, config.cache, config.model.path)
+    manifest = prepare(config.data, config.cache, config.tokenizer_path)
+    check_tokenizers(config, manifest.vocabulary)
     plan = make_plan(config, manifest)
     show_plan(plan)
-    return Job(config, plan, manifest).train()
+    return Job(config, plan, manifest, prepare_targets(config, plan, manifest)).train()
 
 
 def refuse_wrapper() -> None:

@@ -55,5 +55,10 @@ def step_batches(run: Run) -> Iterator[dict[str, Any]]:
     plan = run.plan
     indices = step_sequences(run.config.seed, run.step, plan.global_batch, len(run.sequences))
     ranks = run.ranks
-    for share in rank_share(indices, ranks.rank, ranks.world_size, plan.micro_batch):
-        yield run.batch(run.sequences, share)
+    is_partitioned = plan.zero_stage == 3 and ranks.world_size > 1
+    for number, share in enumerate(
+        rank_share(indices, ranks.rank, ranks.world_size, plan.micro_batch)
+    ):
+        key = hash((run.config.seed, run.step, number))
+        batch = run.batch(run.sequences, share)
+        yield run.config.mode.rewritten(run.engine.module.learner, batch, key, is_partitioned)

@@ -2,21 +2,25 @@
 
 import time
 
-from llmtrain.model.causal_lm import Facts
+from llmtrain.model.facts import Facts
 
 
-def flops_per_token(facts: Facts, seq_len: int) -> float:
-    """Matrix-product FLOPs of one trained token, forward and backward.
+def flops_per_token(
+    facts: Facts, seq_len: int, is_frozen: bool = False, teacher: Facts | None = None
+) -> float:
+    """Matrix-product FLOPs of one token that is read, forward and backward.
 
     6 FLOPs for each weight in a matrix product (2 forward, 4 backward), with the active experts
     only, no recomputation and no embedding look-up; and for each attention layer 12 x width x the
     mean number of keys, (L + 1) / 2, because attention is causal. After Chowdhery et al. 2022
     (PaLM, appendix B), which counts full instead of causal attention. A state-space scan is
-    left out, also where its form has matrix products.
+    left out, also where its form has matrix products. A frozen weight has no gradient, which
+    leaves 4 of 6 (an adapter's own are left out); a teacher is read forward only.
     """
     mean_keys = (seq_len + 1) / 2
     attention = 12 * facts.num_attention_layers * facts.attention_width * mean_keys
-    return 6 * facts.num_matmul_parameters + attention
+    own = (4 if is_frozen else 6) * facts.num_matmul_parameters + attention
+    return own + (flops_per_token(teacher, seq_len) / 3 if teacher is not None else 0)
 
 
 def model_flops_utilisation(

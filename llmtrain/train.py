@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmtrain import checkpoint
 from llmtrain.config import load
@@ -24,6 +24,9 @@ from llmtrain.rank_run import Run, Sums
 from llmtrain.ranks import Ranks, die_with_parent
 from llmtrain.records import hyperparameters, log_step, summarise
 from llmtrain.step import step_batches, train_step
+
+if TYPE_CHECKING:
+    from llmtrain.data.teacher_cache import TeacherCache
 
 STATUS_SECONDS = 1.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -95,24 +98,34 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     import torch
     import torch.distributed as dist
 
-    from llmtrain.data.sequences import TokenSequences
     from llmtrain.data.shards import Manifest
 
     if config.debug:
         torch.autograd.set_detect_anomaly(True)
-    manifest = Manifest.load(Path(json.loads(folder.manifest.read_text())["folder"]))
+    sources = json.loads(folder.manifest.read_text())
+    manifest = Manifest.load(Path(sources["folder"]))
     control = dist.new_group(backend="gloo")
     peak = peak_tflops(plan, control)
     forced_imports(plan)
     engine = build_engine(config, plan, manifest.vocabulary, device)
-    sequences = TokenSequences(manifest, "train", plan.seq_len)
-    run = Run(config, plan, folder, manifest, ranks, device, engine, control, peak, sequences)
+    run = Run(config, plan, folder, manifest, ranks, device, engine, control, peak)
+    run.sequences = run.open_split("train")
+    if "teacher_targets" in sources:
+        run.targets = open_targets(run, Path(sources["teacher_targets"]))
     resume(run)
     if ranks.is_first:
         write_first_files(run)
     if run.step == 0:
         torch.manual_seed(config.seed + ranks.rank)  # dropout differs between ranks
     return run
+
+
+def open_targets(run: Run, path: Path) -> "TeacherCache":
+    """The teacher's probabilities that were prepared for this run."""
+    from llmtrain.data.teacher_cache import TeacherCache
+    from llmtrain.teaching import header_of
+
+    return TeacherCache.open(path, header_of(run.config, run.plan, run.manifest))
 
 
 def forced_imports(plan: Plan) -> None:
@@ -227,16 +240,16 @@ def finite_or_none(value: float) -> float | None:
 
 def save_folder(run: Run, path: Path, loss: float) -> None:
     """A Hugging Face folder of the model as it is now."""
-    from llmtrain.artefacts import README, save_model
+    from llmtrain.artefacts import readme, save_model
 
-    readme = README.format(
-        name=run.plan.name,
-        steps=run.step,
-        tokens=f"{run.step * run.plan.tokens_per_step:,}",
-        loss=f", held-out loss {loss:.4f}",
-        folder=path,
+    text = readme(
+        run.plan.name,
+        path,
+        f"{run.step} steps, {run.step * run.plan.tokens_per_step:,} tokens, "
+        f"held-out loss {loss:.4f}",
+        is_adapter=run.config.adapter.freezes,
     )
-    save_model(path, run.engine, run.manifest.vocabulary, readme, run.ranks.is_first)
+    save_model(path, run.engine, run.manifest, text, run.ranks.is_first)
 
 
 def close(run: Run) -> None:

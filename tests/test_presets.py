@@ -52,11 +52,12 @@ def parameters(name: str) -> tuple[int, int]:
     """(total, active) parameters of a model preset, counted without memory for them."""
     from transformers import CONFIG_MAPPING
 
-    from llmtrain.model.causal_lm import complete_config, count_parameters
+    from llmtrain.model.facts import count_parameters, on_meta
+    from llmtrain.model.keywords import complete_config
 
     preset = values("model", name)
     config = complete_config(preset["architecture"], preset["config"])
-    counted = count_parameters(CONFIG_MAPPING[preset["architecture"]](**config))
+    counted = count_parameters(on_meta(CONFIG_MAPPING[preset["architecture"]](**config)))
     return counted.total, counted.active
 
 

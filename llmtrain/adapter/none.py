@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from llmtrain.schema import Part
+from llmtrain.adapter.base import Adapter
 
 
 @dataclass
-class NoAdapter(Part):
+class NoAdapter(Adapter):
     """The model as it is."""
 
     kind: str = "none"

@@ -2,10 +2,10 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from llmtrain.errors import ConfigError
 from llmtrain.schema import Part, unlearned
@@ -14,13 +14,29 @@ BYTES_PER_TOKEN = 3.5  # English and source code under a small BPE; only estimat
 SMALLEST_BPE = 257  # 256 bytes and the end-of-document token
 MANDATORY: Any = "???"  # OmegaConf's mark of a value that a YAML file must give
 
+OnBad = Callable[[ConfigError], None]  # raises what it is given, or counts it
+
 
 @dataclass(frozen=True)
 class Document:
-    """One text and the name it keeps for ever, which decides whether it is held out."""
+    """One text and the name it keeps for ever, which decides whether it is held out.
+
+    ``learned`` are the character ranges whose tokens have a loss; None: all of them, and the
+    end-of-document token that is put behind the text. ``split`` names the side of a document whose
+    source decides it.
+    """
 
     id: str
     text: str
+    learned: tuple[tuple[int, int], ...] | None = None
+    split: str | None = None
+
+    @property
+    def num_learned_bytes(self) -> int:
+        """How many bytes of the text have a loss."""
+        if self.learned is None:
+            return len(self.text.encode())
+        return sum(len(self.text[start:stop].encode()) for start, stop in self.learned)
 
 
 @dataclass
@@ -33,22 +49,59 @@ class Tokenizer:
 
 @dataclass
 class Corpus(Part, ABC):
-    """Documents of text, a tokenizer for them, and a rule for which of them are held out.
+    """Documents, a tokenizer for them, and a rule for which of them are held out.
 
-    One document in ``held_out_every`` is held out, by a hash of its id, so that a document stays
-    on its side when others come and go. ``keep_documents_apart`` restarts the positions at each
-    document within a sequence.
+    ``has_masks`` says whether documents are learned in part.
     """
 
     name: str = unlearned("???")
     path: str | None = unlearned()
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
-    held_out_every: int = MANDATORY
-    keep_documents_apart: bool = False
+
+    has_masks: ClassVar[bool] = False
+
+    @property
+    def packs(self) -> bool:
+        """Whether a sequence holds several documents."""
+        return True
+
+    @property
+    def keeps_apart(self) -> bool:
+        """Whether a document is read without those before it in its sequence."""
+        return False
+
+    @property
+    def skips_bad(self) -> bool:
+        """Whether a row that is wrong is left out and counted."""
+        return False
+
+    @property
+    @abstractmethod
+    def held_out_fraction(self) -> float:
+        """The share of documents that is held out."""
 
     @abstractmethod
-    def documents(self) -> Iterator[Document]:
-        """Every document, always in the same order; ConfigError for one that cannot be read."""
+    def holds_out(self, hashed: int) -> bool:
+        """Whether a document is held out, by the 64-bit hash of its id."""
+
+    @abstractmethod
+    def ids(self) -> Iterator[str]:
+        """The id of every document that the hash decides about, always in the same order."""
+
+    @abstractmethod
+    def written(self, tokenizer: Path, on_bad: OnBad) -> Iterator[Document]:
+        """Every document as text for the tokenizer of this folder, always in the same order.
+
+        One that cannot be read goes to ``on_bad``.
+        """
+
+    def writing(self) -> list[str]:
+        """What beside the source decides how documents are written."""
+        return []
+
+    def chat_template(self, tokenizer: Path) -> str | None:
+        """The template by which dialogues were written, for whoever talks to the model."""
+        return None
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -60,13 +113,49 @@ class Corpus(Part, ABC):
 
     def check(self) -> None:
         """Refuse in milliseconds, with a ConfigError, what could not be prepared."""
-        check_held_out(self.held_out_every)
         check_tokenizer(self.tokenizer)
 
     def estimate_tokens(self) -> int:
         """About how many training tokens there will be, while no manifest says it exactly."""
-        share = 1 - 1 / self.held_out_every
-        return int(self.num_bytes() / BYTES_PER_TOKEN * share)
+        return int(self.num_bytes() / BYTES_PER_TOKEN * (1 - self.held_out_fraction))
+
+
+@dataclass
+class TextCorpus(Corpus):
+    """Documents that are learned whole, as one stream.
+
+    One document in ``held_out_every`` is held out, so that a document stays on its side when
+    others come and go. ``keep_documents_apart`` restarts the positions at each document within a
+    sequence.
+    """
+
+    held_out_every: int = MANDATORY
+    keep_documents_apart: bool = False
+
+    @property
+    def keeps_apart(self) -> bool:
+        return self.keep_documents_apart
+
+    @abstractmethod
+    def documents(self) -> Iterator[Document]:
+        """Every document, always in the same order; ConfigError for one that cannot be read."""
+
+    def written(self, tokenizer: Path, on_bad: OnBad) -> Iterator[Document]:
+        return self.documents()
+
+    def ids(self) -> Iterator[str]:
+        return (document.id for document in self.documents())
+
+    def holds_out(self, hashed: int) -> bool:
+        return hashed % self.held_out_every == 0
+
+    @property
+    def held_out_fraction(self) -> float:
+        return 1 / self.held_out_every
+
+    def check(self) -> None:
+        super().check()
+        check_held_out(self.held_out_every)
 
 
 def check_held_out(every: int) -> None:

@@ -8,7 +8,6 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,31 @@ import numpy.typing as npt
 
 from llmtrain.data.cache import make_once
 from llmtrain.data.corpus import BYTES_PER_TOKEN, Corpus, Document, digest
-from llmtrain.data.split import hold_out
+from llmtrain.data.split import HoldsOut, hold_out
 from llmtrain.data.tokenizer import Vocabulary, load, make_vocabulary, origin_of
 from llmtrain.errors import ConfigError
 
-FORMAT = 1  # raise it when the files change, so that older caches are not taken for new ones
+FORMAT = 2  # raise it when the files change, so that older caches are not taken for new ones
 SHARD_TOKENS = 2**28  # at most, each: 0.5 GiB of uint16
 BATCH_CHARACTERS = 4 * 2**20  # encoded at once: keeps every core busy and memory constant
 MOST_XZ_BYTES = 32 * 2**20  # xz needs a second for each MiB
 
+MOST_REASONS = 10  # of skipped rows are kept; the rest are counted
+
 Advance = Callable[[int], None]
+Encoded = tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]  # ids and mask of a document
 
 
 @dataclass(frozen=True)
 class Split:
-    """One side of the corpus; ``shards`` are the token files in order, ``sha`` their content."""
+    """One side of the corpus; ``shards`` are the token files in order, ``sha`` their content.
+
+    ``num_learned_tokens`` have a loss when everything is read once; ``num_bytes`` are theirs.
+    """
 
     num_documents: int
     num_tokens: int
+    num_learned_tokens: int
     num_bytes: int
     shards: tuple[str, ...]
     sha: str
@@ -45,7 +51,8 @@ class Manifest:
     """What was prepared, and where.
 
     ``fingerprint`` covers sources, tokenizer and split rule, by which the folder is found. Each
-    split's ``sha`` covers the tokens themselves, whatever path they were read from.
+    split's ``sha`` covers the tokens themselves, whatever path they were read from. ``skipped``
+    are the reasons of rows that were left out, the first few of ``num_skipped``.
     """
 
     folder: Path
@@ -54,6 +61,10 @@ class Manifest:
     vocabulary: Vocabulary
     splits: dict[str, Split]
     held_out_xz_bits_per_byte: float | None
+    has_masks: bool = False
+    chat_template: str | None = None
+    num_skipped: int = 0
+    skipped: tuple[str, ...] = ()
 
     @property
     def train(self) -> Split:
@@ -70,6 +81,7 @@ class Manifest:
         tokenizer = folder.parent.parent / "tokenizers" / saved["vocabulary"].pop("folder")
         vocabulary = Vocabulary(folder=tokenizer, **saved.pop("vocabulary"))
         splits = {name: to_split(split) for name, split in saved.pop("splits").items()}
+        saved["skipped"] = tuple(saved["skipped"])
         return cls(folder=folder, vocabulary=vocabulary, splits=splits, **saved)
 
     def save(self) -> None:
@@ -119,7 +131,8 @@ def find_manifest(
 
 
 def combine(corpus: Corpus, sources: str, tokenizer_key: str) -> str:
-    return digest([FORMAT, SHARD_TOKENS, sources, tokenizer_key, corpus.held_out_every])
+    parts = [FORMAT, SHARD_TOKENS, sources, tokenizer_key, corpus.held_out_fraction]
+    return digest([*parts, *corpus.writing()])
 
 
 def folder_of(cache_root: Path, fingerprint: str) -> Path:
@@ -133,15 +146,17 @@ def is_whole(folder: Path) -> bool:
     manifest = Manifest.load(folder)
     has_tokenizer = (manifest.vocabulary.folder / "tokenizer.json").is_file()
     return has_tokenizer and all(
-        bytes_of(folder, split) == split.num_tokens * np.dtype(manifest.dtype).itemsize
+        bytes_of(folder, split, manifest.has_masks)
+        == split.num_tokens * np.dtype(manifest.dtype).itemsize
         for split in manifest.splits.values()
     )
 
 
-def bytes_of(folder: Path, split: Split) -> int:
+def bytes_of(folder: Path, split: Split, has_masks: bool) -> int:
     files = [folder / name for name in split.shards]
-    indexes = [index_of(file) for file in files]
-    if not all(file.is_file() for file in [*files, *indexes]):
+    beside = [index_of(file) for file in files]
+    beside += [mask_of(file) for file in files if has_masks]
+    if not all(file.is_file() for file in [*files, *beside]):
         return -1
     return sum(file.stat().st_size for file in files)
 
@@ -149,6 +164,11 @@ def bytes_of(folder: Path, split: Split) -> int:
 def index_of(shard: Path) -> Path:
     """Beside each shard: where documents start in it, int64 offsets into the split's tokens."""
     return shard.with_suffix(".npy")
+
+
+def mask_of(shard: Path) -> Path:
+    """Beside a shard of documents that are learned in part: a byte for each token, 1 if it is."""
+    return shard.with_suffix(".mask")
 
 
 def check_space(corpus: Corpus, folder: Path) -> None:
@@ -168,22 +188,54 @@ def tokenize(
 ) -> None:
     """Fill ``folder`` with the shards of both splits, and last with the manifest."""
     dtype = "uint16" if vocabulary.size <= 2**16 else "uint32"
-    encode = partial(encode_batch, load(vocabulary.folder), vocabulary.eos_id, np.dtype(dtype))
-    holds_out = hold_out(corpus)
+    encode = Encoder(vocabulary, np.dtype(dtype))
+    holds_out = hold_out(corpus) if corpus.held_out_fraction else None
+    skipped = Skipped(corpus)
     xz = XzMeter()
     with ShardWriter(folder, "train") as train, ShardWriter(folder, "held_out") as held_out:
-        for batch in batches(corpus.documents(), BATCH_CHARACTERS):
-            for document, tokens in zip(batch, encode(batch), strict=True):
-                text = document.text.encode()
-                if holds_out(document.id):
-                    held_out.add(tokens, len(text))
-                    xz.add(text)
-                else:
-                    train.add(tokens, len(text))
-                advance(len(text))
-    splits = {writer.name: writer.split() for writer in (train, held_out)}
+        writers = {"train": train, "held_out": held_out}
+        documents = corpus.written(vocabulary.folder, skipped.note)
+        for batch in batches(documents, BATCH_CHARACTERS):
+            for document, (tokens, mask) in zip(batch, encode(batch), strict=True):
+                split = document.split or split_of(document, holds_out)
+                writers[split].add(tokens, document.num_learned_bytes, mask)
+                if split == "held_out" and mask is None:
+                    xz.add(document.text.encode())
+                advance(len(document.text.encode()))
+    splits = {name: writer.split() for name, writer in writers.items()}
     check_splits(corpus, splits)
-    Manifest(folder, fingerprint, dtype, vocabulary, splits, xz.bits_per_byte()).save()
+    Manifest(
+        folder=folder,
+        fingerprint=fingerprint,
+        dtype=dtype,
+        vocabulary=vocabulary,
+        splits=splits,
+        held_out_xz_bits_per_byte=xz.bits_per_byte(),
+        has_masks=corpus.has_masks,
+        chat_template=corpus.chat_template(vocabulary.folder),
+        num_skipped=skipped.count,
+        skipped=tuple(skipped.first),
+    ).save()
+
+
+def split_of(document: Document, holds_out: HoldsOut | None) -> str:
+    return "held_out" if holds_out is not None and holds_out(document.id) else "train"
+
+
+class Skipped:
+    """Rows that are wrong: the first of them is raised, or all are counted where that is asked."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.is_asked = corpus.skips_bad
+        self.count = 0
+        self.first: list[str] = []
+
+    def note(self, error: ConfigError) -> None:
+        if not self.is_asked:
+            raise error
+        self.count += 1
+        if len(self.first) < MOST_REASONS:
+            self.first.append(str(error))
 
 
 def batches(documents: Iterator[Document], characters: int) -> Iterator[list[Document]]:
@@ -200,23 +252,52 @@ def batches(documents: Iterator[Document], characters: int) -> Iterator[list[Doc
         yield batch
 
 
-def encode_batch(
-    tokenizer: Any, eos_id: int, dtype: np.dtype[Any], batch: list[Document]
-) -> list[npt.NDArray[Any]]:
-    """Token ids of each document, ended by ``eos_id``; the library spreads them over all cores."""
-    texts = [document.text for document in batch]
-    encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return [np.array([*encoding.ids, eos_id], dtype=dtype) for encoding in encoded]
+class Encoder:
+    """Documents as token ids, and as masks where they are learned in part.
+
+    The library spreads a batch over all cores.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, dtype: np.dtype[Any]) -> None:
+        self.eos_id = vocabulary.eos_id
+        self.dtype = dtype
+        self.plain = load(vocabulary.folder)
+        self.marked = load(vocabulary.folder)
+        self.marked.encode_special_tokens = False  # those of a chat template are meant
+
+    def __call__(self, batch: list[Document]) -> list[Encoded]:
+        texts = [document.text for document in batch]
+        if batch[0].learned is None:
+            encoded = self.plain.encode_batch_fast(texts, add_special_tokens=False)
+            return [(self.array([*encoding.ids, self.eos_id]), None) for encoding in encoded]
+        encoded = self.marked.encode_batch(texts, add_special_tokens=False)
+        return [
+            (self.array(encoding.ids), learned_mask(encoding.offsets, document.learned or ()))
+            for document, encoding in zip(batch, encoded, strict=True)
+        ]
+
+    def array(self, ids: list[int]) -> npt.NDArray[Any]:
+        return np.array(ids, dtype=self.dtype)
+
+
+def learned_mask(
+    offsets: list[tuple[int, int]], spans: tuple[tuple[int, int], ...]
+) -> npt.NDArray[np.uint8]:
+    """1 for each token whose characters lie in a learned range, in part at least."""
+    bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    first, last = bounds[:, 0], np.maximum(bounds[:, 1], bounds[:, 0] + 1)
+    mask = np.zeros(len(bounds), dtype=np.uint8)
+    for start, stop in spans:
+        mask |= (last > start) & (first < stop)
+    return mask
 
 
 def check_splits(corpus: Corpus, splits: dict[str, Split]) -> None:
     for name, split in splits.items():
         if split.num_documents == 0:
+            remedy = f"add some, or change the share held out ({corpus.held_out_fraction:g})"
             raise ConfigError(
-                "data.held_out_every",
-                corpus.held_out_every,
-                f"leaves no document in the {name} split",
-                "add documents or change data.held_out_every",
+                "data.path", corpus.path, f"leaves no document in the {name} split", remedy
             )
 
 
@@ -229,27 +310,38 @@ class ShardWriter:
         self.shard_tokens = shard_tokens
         self.shards: list[str] = []
         self.starts = array("q")  # of the open shard's documents
-        self.num_documents = self.num_tokens = self.num_bytes = 0
+        self.num_documents = self.num_tokens = self.num_learned_tokens = self.num_bytes = 0
         self.room = 0  # tokens that the open shard still takes
         self.file: Any = None
         self.sha = hashlib.sha256()
 
-    def add(self, tokens: npt.NDArray[Any], num_bytes: int) -> None:
-        """Append one document of ``num_bytes`` of text."""
+    def add(
+        self, tokens: npt.NDArray[Any], num_bytes: int, mask: npt.NDArray[np.uint8] | None = None
+    ) -> None:
+        """Append one document, of which ``num_bytes`` of text are learned."""
         if self.room == 0:
             self.open_next()
         self.starts.append(self.num_tokens)
         self.num_documents += 1
         self.num_bytes += num_bytes
+        # of a stream every token is learned but the very first
+        is_first = self.num_documents == 1
+        self.num_learned_tokens += len(tokens) - is_first if mask is None else int(mask[1:].sum())
         self.sha.update(tokens.tobytes())
+        if mask is not None:
+            self.sha.update(mask.tobytes())
         while len(tokens) > self.room:
-            head, tokens = tokens[: self.room], tokens[self.room :]
-            self.append(head)
+            room = self.room
+            self.append(tokens[:room], None if mask is None else mask[:room])
+            tokens, mask = tokens[room:], None if mask is None else mask[room:]
             self.open_next()
-        self.append(tokens)
+        self.append(tokens, mask)
 
-    def append(self, tokens: npt.NDArray[Any]) -> None:
+    def append(self, tokens: npt.NDArray[Any], mask: npt.NDArray[np.uint8] | None) -> None:
         self.file.write(tokens.tobytes())
+        if mask is not None:
+            with open(mask_of(self.folder / self.shards[-1]), "ab") as masks:
+                masks.write(mask.tobytes())
         self.num_tokens += len(tokens)
         self.room -= len(tokens)
 
@@ -275,7 +367,8 @@ class ShardWriter:
 
     def split(self) -> Split:
         """What was written."""
-        counts = (self.num_documents, self.num_tokens, self.num_bytes)
+        tokens = (self.num_tokens, self.num_learned_tokens)
+        counts = (self.num_documents, *tokens, self.num_bytes)
         return Split(*counts, tuple(self.shards), self.sha.hexdigest())
 
 

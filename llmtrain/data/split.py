@@ -16,26 +16,30 @@ def hash_of(document_id: str) -> int:
 
 
 def hold_out(corpus: Corpus) -> HoldsOut:
-    """The rule by which this corpus is split: one id in ``held_out_every``.
+    """The rule by which this corpus is split: that of its kind, unless it leaves a side empty.
 
-    Where that holds out nothing, as it may with few documents, it is the one id of smallest hash.
-    ConfigError for a corpus of fewer than two documents.
+    Where it holds out nothing, as it may with few documents, the id of smallest hash is held out;
+    where it holds out everything, all but the one of greatest hash. ConfigError for a corpus of
+    fewer than two documents.
     """
-    lowest: list[int] = []
-    for document in corpus.documents():
-        hashed = hash_of(document.id)
-        if hashed % corpus.held_out_every == 0:
-            return lambda document_id: hash_of(document_id) % corpus.held_out_every == 0
-        lowest = sorted([*lowest, hashed])[:2]
-    if len(lowest) < 2:
+    hashes: set[int] = set()  # as many as it takes to see both sides
+    sides: set[bool] = set()
+    for document_id in corpus.ids():
+        hashes.add(hash_of(document_id))
+        sides.add(corpus.holds_out(hash_of(document_id)))
+        if len(sides) == 2:
+            return lambda document_id: corpus.holds_out(hash_of(document_id))
+    if len(hashes) < 2:
         raise too_few(corpus)
-    return lambda document_id: hash_of(document_id) == lowest[0]
+    if True in sides:
+        return lambda document_id: hash_of(document_id) != max(hashes)
+    return lambda document_id: hash_of(document_id) == min(hashes)
 
 
 def too_few(corpus: Corpus) -> ConfigError:
     return ConfigError(
         "data.path",
         corpus.path,
-        "holds fewer than two documents, and one must be held out",
-        "add documents (a text file above 64 KiB counts as several)",
+        "holds fewer than two different documents, and one must be held out",
+        "add some (a text file above 64 KiB counts as several)",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.data.cache import make_once
-from llmtrain.data.corpus import Corpus, digest
+from llmtrain.data.corpus import Corpus, TextCorpus, digest
 from llmtrain.data.split import HoldsOut, hash_of, hold_out
 from llmtrain.errors import ConfigError
 
@@ -53,6 +53,10 @@ def origin_of(corpus: Corpus, sources: str, tokenizer_path: str | None = None) -
     if corpus.tokenizer.path is not None:
         path = corpus.tokenizer.path
         return Origin(key_of(path), partial(fetch, path, "data.tokenizer.path"))
+    if not isinstance(corpus, TextCorpus):
+        remedy = "take model=pretrained model.path=<folder>, whose own is used, or set it"
+        reason = f"is needed: data={corpus.name} brings no text to train a tokenizer on"
+        raise ConfigError("data.tokenizer.path", None, reason, remedy)
     trained = ["trained", FORMAT, sources, corpus.held_out_every, corpus.tokenizer.vocab_size]
     return Origin(digest(trained), partial(train, corpus))
 
@@ -61,6 +65,16 @@ def make_vocabulary(origin: Origin, cache_root: Path) -> Vocabulary:
     """The tokenizer's folder in the cache, made now if it is not there."""
     folder = cache_root / "tokenizers" / origin.key
     return open_vocabulary(make_once(folder, is_whole, origin.make))
+
+
+def vocabulary_at(path: str, key: str, cache_root: Path) -> Vocabulary:
+    """The tokenizer of a folder or hub name; ConfigError, naming ``key``, if none is there."""
+    return make_vocabulary(Origin(key_of(path), partial(fetch, path, key)), cache_root)
+
+
+def ids_of(vocabulary: Vocabulary) -> dict[str, int]:
+    """Each token's text and id."""
+    return dict(load(vocabulary.folder).get_vocab(with_added_tokens=True))
 
 
 def is_whole(folder: Path) -> bool:
@@ -90,7 +104,7 @@ def load(folder: Path) -> "Tokenizer":
     return tokenizer
 
 
-def train(corpus: Corpus, folder: Path) -> None:
+def train(corpus: TextCorpus, folder: Path) -> None:
     """Train a byte-level BPE on the train split and write it as a folder for transformers."""
     vocab_size = corpus.tokenizer.vocab_size
     if vocab_size is None:
@@ -103,7 +117,7 @@ def train(corpus: Corpus, folder: Path) -> None:
     write(train_bpe(training_texts(corpus, hold_out(corpus)), vocab_size), folder)
 
 
-def training_texts(corpus: Corpus, holds_out: HoldsOut) -> Iterator[str]:
+def training_texts(corpus: TextCorpus, holds_out: HoldsOut) -> Iterator[str]:
     """The train split; of a large corpus, a sample by id of about 256 MiB."""
     limit = 2**64 * min(1.0, MOST_TRAINING_BYTES / max(1, corpus.num_bytes()))
     for document in corpus.documents():

@@ -26,8 +26,9 @@ def ids_held_out(corpus):
     return {document.id for document in corpus.documents() if holds_out(document.id)}
 
 
-def test_both_sources_are_found_by_listing_their_folder():
-    assert set(kinds("data")) == {"stdlib", "text"}
+def test_every_source_is_found_by_listing_its_folder():
+    known = {"chat", "raft", "stdlib", "stdlib_qa", "stdlib_raft", "text"}
+    assert set(kinds("data")) == known
 
 
 def test_stdlib_is_source_code_without_tests_and_character_tables():
@@ -187,7 +188,7 @@ def test_few_documents_still_leave_one_held_out(tmp_path, corpus_of):
 
 def test_a_single_document_is_refused_since_nothing_could_be_held_out(tmp_path, corpus_of):
     (tmp_path / "one.txt").write_text("short")
-    with pytest.raises(ConfigError, match="holds fewer than two documents"):
+    with pytest.raises(ConfigError, match="holds fewer than two different documents"):
         ids_held_out(corpus_of("one.txt", every=1_000_000))
 
 

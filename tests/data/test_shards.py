@@ -130,15 +130,13 @@ def test_held_out_text_is_compared_with_xz(texts, corpus_of, tmp_path, monkeypat
     assert prepare(corpus, tmp_path / "other").held_out_xz_bits_per_byte is None
 
 
-def test_a_split_without_documents_is_refused_and_leaves_nothing(tmp_path, corpus_of):
+def test_neither_split_is_empty_even_where_every_hash_says_held_out(tmp_path, corpus_of):
     (tmp_path / "texts").mkdir()
-    corpus = corpus_of(every=2)
     names = (f"{number}.txt" for number in range(100))
     for name in [name for name in names if is_held_out_by_half(name)][:3]:
-        (tmp_path / "texts" / name).write_text("held out, all of them")
-    with pytest.raises(ConfigError, match="^data.held_out_every=2 leaves no document in the train"):
-        prepare(corpus, tmp_path / "cache")
-    assert not [path for path in (tmp_path / "cache" / "tokens").iterdir() if path.is_dir()]
+        (tmp_path / "texts" / name).write_text(f"held out, all of them, {name}")
+    manifest = prepare(corpus_of(every=2), tmp_path / "cache")
+    assert (manifest.train.num_documents, manifest.held_out.num_documents) == (1, 2)
 
 
 def is_held_out_by_half(name: str) -> bool:

@@ -5,7 +5,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmtrain.data.corpus import Corpus, Document, digest
+from llmtrain.data.corpus import Document, TextCorpus, digest
 from llmtrain.errors import ConfigError
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -13,7 +13,7 @@ TABLE_MARKS = (b"decoding_table", b"decoding_map")
 
 
 @dataclass
-class Stdlib(Corpus):
+class Stdlib(TextCorpus):
     """One document per module, named by its relative path; tests and character tables left out."""
 
     kind: str = "stdlib"

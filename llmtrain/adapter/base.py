@@ -1,0 +1,40 @@
+"""What every adapter gives the engine: how stored weights are loaded, and what is put on them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llmtrain.schema import Part, unlearned
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmtrain.model.facts import Facts
+    from llmtrain.model.linear import Adaptable
+
+
+@dataclass
+class Adapter(Part):
+    """``lr`` is what is sensible to train it with: ``optimizer.lr`` points here.
+
+    ``weight_bytes`` is what a frozen weight takes where it is not the training's 2 or 4.
+    """
+
+    lr: float = unlearned("???", above=0)
+
+    freezes: ClassVar[bool] = False
+    weight_bytes: ClassVar[float | None] = None
+
+    def check(self, path: str | None, precision: str | None) -> None:
+        """Raise ConfigError for what cannot be trained; ``path`` is where the weights lie."""
+
+    def num_trainable(self, facts: "Facts") -> int:
+        """How many parameters are trained."""
+        return facts.num_parameters
+
+    def loading(self, dtype: "torch.dtype") -> dict[str, Any]:
+        """Keyword arguments with which transformers loads the weights."""
+        return {}
+
+    def put_on(self, model: Any, layers: "Adaptable") -> Any:
+        """The model with the adapter, all else frozen."""
+        return model

@@ -1,0 +1,39 @@
+"""QLoRA: LoRA over weights that are kept in 4 bits (Dettmers et al. 2023)."""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llmtrain.adapter.lora import LoRA
+from llmtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class QLoRA(LoRA):
+    """nf4 with double quantisation, multiplied in the training's precision."""
+
+    kind: str = "qlora"
+
+    weight_bytes: ClassVar[float | None] = 0.516  # 4 bits, and 0.127 for the scales (section 3)
+
+    def check(self, path: str | None, precision: str | None) -> None:
+        super().check(path, precision)
+        if importlib.util.find_spec("bitsandbytes") is None:
+            reason = "needs bitsandbytes, which is not installed"
+            raise ConfigError("adapter", "qlora", reason, "run: pip install -e '.[qlora]'")
+
+    def loading(self, dtype: "torch.dtype") -> dict[str, Any]:
+        from transformers import BitsAndBytesConfig
+
+        return {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+                bnb_4bit_quant_storage=dtype,  # so that ZeRO can partition them like any weight
+            )
+        }
