@@ -268,15 +268,24 @@ def wanted_type(name: str) -> str:
     return words.get(name, f"of type {name}")
 
 
-def known_keys() -> list[str]:
-    """Every group and every dotted key of the default experiment, for the nearest valid name."""
+def composed(words: list[str]) -> RunConfig:
+    """The config of some overrides, for whoever has no command line of them."""
+    register()
+    return to_config(composed_values(words))
+
+
+def composed_values(words: list[str]) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        values: Any = compose("config")
-    return groups() + dotted(values)
+        return compose("config", overrides=words)
+
+
+def known_keys() -> list[str]:
+    """Every group and every dotted key of the default experiment, for the nearest valid name."""
+    return groups() + dotted(composed_values([]))
 
 
 def dotted(values: Any, prefix: str = "") -> list[str]:

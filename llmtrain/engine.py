@@ -9,6 +9,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.model.causal_lm import Kernels
 from llmtrain.model.linear import adaptable
 from llmtrain.plan import Plan
+from llmtrain.probe import check_apart
 from llmtrain.ranks import Ranks
 from llmtrain.zero import deepspeed_config
 
@@ -53,10 +54,15 @@ def build_engine(
     import torch
 
     torch.manual_seed(config.seed)
-    with device if config.model.path is None else nullcontext():  # stored weights are moved later
-        model = build_model(config, plan, vocabulary)
+    is_fresh = config.model.path is None
+    with device if is_fresh else nullcontext():  # transformers reads stored weights to the host
+        model: Any = build_model(config, plan, vocabulary)
+    if plan.offload_params == "none":
+        model.to(device)
     teacher = build_teacher(config, plan, device)
     objective = objective_of(model, config.mode, teacher)
+    if plan.keep_documents_apart:
+        check_apart(objective.learner)
     optimizer = config.optimizer.build(model, plan.device, plan.offload_optimizer != "none")
     engine, *_ = deepspeed.initialize(
         model=objective,
@@ -144,7 +150,7 @@ def recompute(model: "PreTrainedModel", asked: str) -> None:
 
 def objective_of(
     model: "PreTrainedModel", mode: "Mode", teacher: "PreTrainedModel | None" = None
-) -> "torch.nn.Module":
+) -> Any:
     """One module from a batch to its loss, so that ZeRO-3's hooks see every use of a weight.
 
     The teacher is no part of the module: DeepSpeed neither casts nor partitions it.

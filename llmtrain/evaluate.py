@@ -199,8 +199,16 @@ def corpus_of(data: str | None, run: str, config: RunConfig | None) -> Corpus:
             raise ConfigError("--data", None, reason, "give a file or a choice of conf/data")
         own: Corpus = config.data
         return own
-    corpus = composed_data(data) if is_choice(data) else corpus_at(data, config)
+    corpus = data_of_choice(data) if is_choice(data) else corpus_at(data, config)
     corpus.check()
+    return corpus
+
+
+def data_of_choice(choice: str) -> Corpus:
+    """A choice of conf/data with its defaults."""
+    from llmtrain.compose import composed
+
+    corpus: Corpus = composed([f"data={choice}"]).data
     return corpus
 
 
@@ -218,7 +226,7 @@ def corpus_at(path: str, config: RunConfig | None) -> Corpus:
         given = {"validation_path": None} if isinstance(own, ExampleCorpus) else {}
         corpus: Corpus = replace(own, path=path, **given)
         return corpus
-    corpus = replace(composed_data(kind), path=path)
+    corpus = replace(data_of_choice(kind), path=path)
     if isinstance(own, Raft) and isinstance(corpus, Raft):  # asked as it was taught
         corpus = replace(corpus, prompt=own.prompt, sections=own.sections)
     return corpus
@@ -243,20 +251,6 @@ def kind_of(path: str) -> str:
 
 def raise_it(error: ConfigError) -> None:
     raise error
-
-
-def composed_data(choice: str) -> Corpus:
-    """A choice of conf/data with its defaults."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from llmtrain.compose import CONF, register, to_config
-
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        corpus: Corpus = to_config(compose("config", overrides=[f"data={choice}"])).data
-    return corpus
 
 
 def measure_suite(
@@ -459,8 +453,12 @@ def measure_lm_eval(
         arguments.suite,
         lambda: lm_eval.simple_evaluate(model=harness, tasks=[name], limit=arguments.limit),
     )
-    scores = found["results"][name].items()
-    metrics = {key.removesuffix(",none"): x for key, x in scores if isinstance(x, float)}
+    metrics = {
+        f"{part} {score.removesuffix(',none')}": value
+        for part, scores in found["results"].items()  # of a group, one for each of its tasks
+        for score, value in scores.items()
+        if isinstance(value, float)
+    }
     return Result(finished.which, metrics, [])
 
 
@@ -536,6 +534,7 @@ def show(
     from rich.table import Table
 
     names = ["before", "after", "difference", "95 % interval", "p"] if before else ["value"]
+    data = f" on {report['data']}" if report["data"] else ""
     count = f", {report['num_records']} records" if report["num_records"] else ""
     table = Table(box=None, pad_edge=False)
     table.add_column("score", style="bold")
@@ -547,7 +546,7 @@ def show(
             row = [number(before.metrics.get(name)), *row, *interval(compared.get(name))]
         table.add_row(name, *row)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(f"{report['suite']} on {report['data']}{count}", highlight=False)
+    console.print(f"{report['suite']}{data}{count}", highlight=False)
     console.print(table)
 
 

@@ -19,7 +19,7 @@ class Adapter(Part):
     ``weight_bytes`` is what a frozen weight takes where it is not the training's 2 or 4.
     """
 
-    lr: float = unlearned("???", above=0)
+    lr: float | None = unlearned(None, above=0)
 
     freezes: ClassVar[bool] = False
     weight_bytes: ClassVar[float | None] = None

@@ -10,6 +10,8 @@ from llmtrain.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from llmtrain.model.linear import Adaptable
+
 
 @dataclass
 class QLoRA(LoRA):
@@ -37,3 +39,10 @@ class QLoRA(LoRA):
                 bnb_4bit_quant_storage=dtype,  # so that ZeRO can partition them like any weight
             )
         }
+
+    def put_on(self, model: Any, layers: "Adaptable") -> Any:
+        for module in model.modules():
+            # An evaluation would lay the weights out anew for a CPU's inference, in their place.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        return super().put_on(model, layers)
