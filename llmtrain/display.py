@@ -121,7 +121,8 @@ def show_summary(
         console.print(text, soft_wrap=True, highlight=False)
     console.print(f"\n[bold]the model[/]  {folder.final}")
     prompt = summary["sample_prompt"].strip().split("\n")[-1][:24]
-    commands = escape(next_commands(folder, prompt, 10 * summary["num_tokens"]))
+    longer, is_dialogue = 10 * summary["num_tokens"], summary.get("is_dialogue", False)
+    commands = escape(next_commands(folder, prompt, longer, is_dialogue))
     console.print(f"\n[bold]next[/]\n{commands}", soft_wrap=True, highlight=False)
 
 
@@ -136,17 +137,19 @@ def compared(summary: dict[str, Any]) -> str:
     return f" of held-out text; xz -9 takes {xz:.4f} for {part}: {verdict}"
 
 
-def next_commands(folder: RunFolder, prompt: str, num_tokens: int) -> str:
+def next_commands(folder: RunFolder, prompt: str, num_tokens: int, is_dialogue: bool) -> str:
     """The three commands that make sense after a run; the last is the run itself, but longer."""
     given = shlex.split(folder.overrides.read_text())
     kept = [word.lstrip("+") for word in given if not word.startswith("train.max_")]
     longer = shlex.join(
         ["python", "-m", "llmtrain.run", *kept, f"train.max_tokens={num_tokens:.1g}"]
     )
+    talk = "--chat" if is_dialogue else f"--prompt {shlex.quote(prompt)}"
+    judge = f"  python -m llmtrain.evaluate {folder.path}"
     return "\n".join(
         [
-            f"  python -m llmtrain.generate {folder.path} --prompt {shlex.quote(prompt)}",
-            f"  tensorboard --logdir {folder.path.parent}",
+            f"  python -m llmtrain.generate {folder.path} {talk}",
+            judge if is_dialogue else f"  tensorboard --logdir {folder.path.parent}",
             f"  {longer}",
         ]
     )

@@ -85,6 +85,7 @@ def summarise(run: Run, values: dict[str, float]) -> dict[str, Any]:
         "held_out_bytes": run.manifest.held_out.num_bytes,
         "held_out_is_whole": plan.final_eval_sequences * plan.seq_len
         >= run.manifest.held_out.num_tokens - 1,
+        "is_dialogue": run.manifest.chat_template is not None,
         "sample_prompt": samples[-1]["prompt"],
         "sample_before": samples[0]["text"],
         "sample_after": samples[-1]["text"],
