@@ -124,7 +124,8 @@ def check_stage(config: RunConfig, machine: Machine) -> None:
 
 
 def check_model(config: RunConfig, facts: Facts, manifest: "Manifest | None") -> None:
-    """What the model's size allows of lengths, documents and the tokenizer."""
+    """What the model allows of adapters, lengths, documents and the tokenizer."""
+    config.adapter.check_layers(facts)
     check_length(config, facts)
     check_answer_length(config, facts)
     if manifest is not None:

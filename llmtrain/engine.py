@@ -98,7 +98,7 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
     # No pad_token_id: an embedding freezes the row of its padding, and this row ends documents.
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.eos_id)
     dtype = getattr(torch, DTYPES[plan.precision])
-    loading = config.adapter.loading(dtype)
+    loading = config.adapter.loading(dtype, config.model.facts(config.cache))
     model = config.model.build(dtype, plan.attention, loading, **tokens, pad_token_id=None)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = vocabulary.eos_id

@@ -509,21 +509,10 @@ def keep(report: dict[str, Any], arguments: argparse.Namespace, folder: RunFolde
     """Write the report into the run's folder, and to ``--out``."""
     paths = [Path(arguments.out).expanduser()] if arguments.out else []
     if folder is not None:
-        paths.append(next_evaluation(folder, report["suite"], report["which"]))
+        paths.append(folder.next_evaluation(report["suite"], report["which"]))
     for path in paths:
         write_json(path, report)
         print(f"written to {path}", file=sys.stderr)
-
-
-def next_evaluation(folder: RunFolder, suite: str, which: str) -> Path:
-    """``evaluations/<suite>-<which>-<n>.json`` with the first free number."""
-    name = f"{suite.replace(':', '-').replace('/', '-')}-{which}"
-    evaluations = folder.path / "evaluations"
-    taken = {path.name for path in evaluations.glob(f"{name}-*.json")}
-    numbers = range(1, len(taken) + 2)
-    return evaluations / next(
-        file for file in (f"{name}-{number}.json" for number in numbers) if file not in taken
-    )
 
 
 def show(

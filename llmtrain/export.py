@@ -85,7 +85,7 @@ def out_of(arguments: argparse.Namespace) -> Path:
     if arguments.out is None and config_of(arguments.run) is None:
         reason = f"is needed: {arguments.run} is no run folder"
         raise ConfigError("--out", None, reason, "give a folder")
-    own = run_folder(arguments.run).path / "export" / arguments.to
+    own = run_folder(arguments.run).export(arguments.to)
     out = (Path(arguments.out).expanduser() if arguments.out else own).absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError("--out", out, "is there already", "delete it, or give another folder")

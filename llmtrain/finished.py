@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -173,6 +174,7 @@ def open_model(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    getLogger("bitsandbytes").setLevel(ERROR)  # which kernels of its own it does without
     where = device_of(device)
     options = {} if dtype is None else {"dtype": dtype}
     if loading:
@@ -301,7 +303,7 @@ def training_loading(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
     from llmtrain.plan import Plan
 
     dtype = getattr(torch, DTYPES[Plan.load(folder.plan).precision])
-    loading: dict[str, Any] = config.adapter.loading(dtype)
+    loading: dict[str, Any] = config.adapter.loading(dtype, config.model.facts(config.cache))
     return loading | {"dtype": dtype} if loading else {}
 
 

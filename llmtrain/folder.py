@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,16 @@ class RunFolder:
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step}"
+
+    def export(self, form: str) -> Path:
+        """Where a model goes that is written in another form."""
+        return self.path / "export" / form
+
+    def next_evaluation(self, suite: str, which: str) -> Path:
+        """``evaluations/<suite>-<which>-<n>.json`` with the first free number."""
+        name = f"{suite.replace(':', '-').replace('/', '-')}-{which}"
+        numbered = (self.path / "evaluations" / f"{name}-{number}.json" for number in count(1))
+        return next(path for path in numbered if not path.exists())
 
     def checkpoint_steps(self) -> list[int]:
         """The steps of the published checkpoints, oldest first."""

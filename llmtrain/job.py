@@ -71,7 +71,7 @@ class Job:
                 saved.weights_fingerprint,
                 self.plan.weights_fingerprint,
             ),
-            "a teacher than teacher.path": (
+            f"teacher's weights than teacher.path={self.plan.teacher}": (
                 saved.teacher_fingerprint,
                 self.plan.teacher_fingerprint,
             ),

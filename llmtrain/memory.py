@@ -103,7 +103,7 @@ def weights_of(
     teacher_bytes = width * teacher.num_parameters if teacher is not None else 0
     if num_trainable == facts.num_parameters:
         return Weights(num_trainable, 0.0, teacher_bytes)
-    linear = facts.num_linear_parameters
+    linear = sum(inputs * outputs for inputs, outputs in facts.adaptable.values())
     in_linear = linear * (frozen_weight_bytes or width)
     return Weights(
         num_trainable, in_linear + width * (facts.num_parameters - linear), teacher_bytes

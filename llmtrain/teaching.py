@@ -14,11 +14,13 @@ from llmtrain.data.teacher_cache import TeacherCache, TeacherHeader, targets_of
 from llmtrain.data.tokenizer import Vocabulary, ids_of, vocabulary_at
 from llmtrain.errors import ConfigError
 from llmtrain.mode.base import Learner
-from llmtrain.mode.distill import Distill
+from llmtrain.mode.distill import Distill, Targets
 from llmtrain.plan import Plan
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
 
 def check_tokenizers(config: RunConfig, vocabulary: Vocabulary) -> None:
@@ -40,11 +42,19 @@ def prepare_targets(config: RunConfig, plan: Plan, manifest: Manifest) -> Path |
     mode = config.mode
     if not (isinstance(mode, Distill) and mode.caches_targets):
         return None
+    check_targets(mode, manifest.vocabulary)
     header = header_of(config, plan, manifest)
     folder = config.cache / "teachers" / digest([str(header)])
     sequences = open_train(plan, manifest)
     TeacherCache.write(folder, header, len(sequences), targets(config, plan, sequences, manifest))
     return folder
+
+
+def check_targets(mode: Distill, vocabulary: Vocabulary) -> None:
+    """Raise ConfigError where the likeliest tokens would be all that there are."""
+    if mode.targets is Targets.top_k and mode.top_k >= vocabulary.size:
+        reason = f"is not below the {vocabulary.size} tokens of the vocabulary"
+        raise ConfigError("mode.top_k", mode.top_k, reason, "lower it, or take mode.targets=online")
 
 
 def header_of(config: RunConfig, plan: Plan, manifest: Manifest) -> TeacherHeader:
@@ -54,7 +64,7 @@ def header_of(config: RunConfig, plan: Plan, manifest: Manifest) -> TeacherHeade
         teacher=str(plan.teacher_fingerprint),
         vocabulary=manifest.vocabulary.sha,
         vocab_size=manifest.vocabulary.size,
-        manifest=manifest.fingerprint,
+        manifest=digest([manifest.fingerprint, plan.packing, plan.keep_documents_apart]),
         seq_len=plan.seq_len,
         kind=mode.target_kind,
         k=mode.top_k,
@@ -77,7 +87,7 @@ def targets(
 
     mode: Distill = config.mode
     device = torch.device(plan.device)
-    learner = Learner(config.teacher.build(dtype_of(plan), "sdpa").to(device).eval())
+    learner = Learner(build_teacher(config, plan, device))
     generator = torch.Generator(device).manual_seed(config.seed)
     starts = range(0, len(sequences), plan.micro_batch)
     for start in track(starts, f"asking {config.teacher.name}", transient=True):
@@ -91,7 +101,26 @@ def targets(
                 found = targets_of(
                     logits_LV, mode.top_k, mode.target_kind, mode.temperature, generator
                 )
-                yield found[0].cpu().numpy(), found[1].cpu().numpy()
+                yield filled_up(found[0], plan.seq_len), filled_up(found[1], plan.seq_len)
+
+
+def filled_up(values_LK: "torch.Tensor", seq_len: int) -> "NDArray[Any]":
+    """A row's targets on the host, with zeros where a padded batch is shorter than L."""
+    import numpy as np
+
+    return np.pad(values_LK.cpu().numpy(), ((0, seq_len - len(values_LK)), (0, 0)))
+
+
+def build_teacher(config: RunConfig, plan: Plan, device: "torch.device") -> "PreTrainedModel":
+    """The teacher, whole and never trained."""
+    from llmtrain.kernel import selective_scan
+    from llmtrain.model.causal_lm import Kernels
+
+    facts = config.teacher.facts(config.cache)
+    attention = plan.attention if facts.num_attention_layers else "eager"
+    teacher = config.teacher.build(dtype_of(plan), attention)
+    selective_scan.install(teacher.config.model_type, config.teacher.kernels is Kernels.reference)
+    return teacher.to(device).eval().requires_grad_(False)
 
 
 def dtype_of(plan: Plan) -> Any:

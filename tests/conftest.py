@@ -65,15 +65,15 @@ class Command:
     folder: Path
 
     def words(self, module: str, *overrides: str) -> list[str]:
+        text = ["data=text", f"data.path={self.corpus}", "data.held_out_every=4"]
+        brings_data = any(word.startswith("data=") for word in overrides)
         return [
             sys.executable,
             "-m",
             f"llmtrain.{module}",
             f"output_root={self.folder / 'outputs'}",
             f"cache_root={self.cache}",
-            "data=text",
-            f"data.path={self.corpus}",
-            "data.held_out_every=4",
+            *([] if brings_data else text),
             *overrides,
         ]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from llmtrain.config import RunConfig
+from llmtrain.compose import composed
 from llmtrain.folder import RunFolder, write_json, write_text
 
 TEMPLATE = (
@@ -189,15 +189,3 @@ class Models:
         write_json(folder.manifest, {"folder": str(manifest.folder)})
         shutil.copytree(final, folder.final)
         return folder.path
-
-
-def composed(overrides: list[str]) -> RunConfig:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from llmtrain.compose import CONF, register, to_config
-
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_config(compose("config", overrides=overrides))

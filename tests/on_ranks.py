@@ -13,7 +13,7 @@ from typing import Any
 from llmtrain import checkpoint, train
 from llmtrain.folder import RunFolder
 from llmtrain.ranks import Ranks
-from llmtrain.step import train_step
+from llmtrain.step import step_batches, train_step
 
 
 def main(path: str) -> None:
@@ -66,12 +66,29 @@ def final_logits(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     losses = [one_step(run) for _ in range(run.plan.num_steps)]
     train.save_folder(run, run.folder.final, losses[-1])
     run.engine.module.eval()
+    run.engine.module.learner.forget_documents()
     with torch.no_grad():
         tokens_BL = torch.arange(2, 18)[None]
         logits_BLV = run.engine.module.model(tokens_BL, use_cache=False).logits
     size = sum(len(piece.view(piece.flat)) for piece in checkpoint.pieces(run.engine))
     run.engine.destroy()
     return {"losses": losses, "logits": logits_BLV[0, -1].float().tolist(), "owned": size}
+
+
+def first_gradients(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """How many parameters are trained, and what the first step teaches each matrix B of a LoRA.
+
+    Of the largest gradients of B's columns the smallest: an expert has columns of its own.
+    """
+    run = train.start(RunFolder(task["folder"]), ranks)
+    run.engine.module.train()
+    for batch in step_batches(run):
+        run.engine.backward(run.engine(batch).loss_sum)
+    trained = {name: p for name, p in run.engine.module.named_parameters() if p.requires_grad}
+    matrices = {name: param for name, param in trained.items() if "lora_B" in name}
+    faintest = {name: float(p.grad.abs().amax(0).min()) for name, p in matrices.items()}
+    run.engine.destroy()
+    return {"faintest": faintest, "num_trained": sum(param.numel() for param in trained.values())}
 
 
 def end_of_document(task: dict[str, Any], ranks: Ranks) -> float:

@@ -40,17 +40,12 @@ class Bench:
         self.tasks: list[dict[str, Any]] = []
 
     def add(self, name: str, do: str, *overrides: str) -> None:
-        """A task on a run of its own."""
+        """A task on a run of its own, over the corpus if it brings no data."""
         command = self.command
-        words = [
-            f"name={name}",
-            f"cache_root={command.cache}",
-            f"output_root={command.folder}",
-            "data=text",
-            f"data.path={command.corpus}",
-            "data.held_out_every=4",
-            *overrides,
-        ]
+        text = ["data=text", f"data.path={command.corpus}", "data.held_out_every=4"]
+        brings_data = any(word.startswith("data=") for word in overrides)
+        roots = [f"cache_root={command.cache}", f"output_root={command.folder}"]
+        words = [f"name={name}", *roots, *([] if brings_data else text), *overrides]
         config = compose_config(*words)
         manifest = prepare(config.data, config.cache, config.model.path)
         job = Job(config, make_plan(config, manifest), manifest)

@@ -27,11 +27,14 @@ class Adapter(Part):
     def check(self, path: str | None, precision: str | None) -> None:
         """Raise ConfigError for what cannot be trained; ``path`` is where the weights lie."""
 
+    def check_layers(self, facts: "Facts") -> None:
+        """Raise ConfigError for layers that the model has not, or that cannot be adapted."""
+
     def num_trainable(self, facts: "Facts") -> int:
         """How many parameters are trained."""
         return facts.num_parameters
 
-    def loading(self, dtype: "torch.dtype") -> dict[str, Any]:
+    def loading(self, dtype: "torch.dtype", facts: "Facts") -> dict[str, Any]:
         """Keyword arguments with which transformers loads the weights."""
         return {}
 

@@ -18,4 +18,4 @@ class DoRA(LoRA):
     use_dora: ClassVar[bool] = True
 
     def num_trainable(self, facts: "Facts") -> int:
-        return super().num_trainable(facts) + facts.adaptable_outputs
+        return super().num_trainable(facts) + sum(outputs for _, outputs in self.sizes(facts))

@@ -17,7 +17,7 @@ class LoRA(Adapter):
     """Updates ``alpha / rank`` times the product of two matrices of ``rank`` columns and rows.
 
     ``target_modules`` is ``auto`` (every linear layer but the head, and every expert) or a list of
-    module names or their endings, as peft takes them.
+    names of linear layers or their endings, as peft takes them.
     """
 
     kind: str = "lora"
@@ -40,44 +40,56 @@ class LoRA(Adapter):
                 "adapter.target_modules", self.target_modules, reason, "give auto or a list"
             )
 
+    def check_layers(self, facts: "Facts") -> None:
+        endings = {name.rpartition(".")[2] for name in facts.linear}
+        for name in self.named:
+            if not facts.named([name]):
+                reason = "names no linear layer that can be adapted"
+                remedy = f"{nearest(name, endings)}, or take auto"
+                raise ConfigError("adapter.target_modules", name, reason, remedy)
+        if facts.expert_width and not self.named:
+            self.check_experts()
+
+    def check_experts(self) -> None:
+        """Experts are stacked parameters, on which peft has plain LoRA only."""
+        reason = "is not possible on the experts of a mixture"
+        if self.use_dora:
+            remedy = "take adapter=lora, or name adapter.target_modules"
+            raise ConfigError("adapter", self.kind, reason, remedy)
+        if self.dropout:
+            remedy = "set it to 0, or name adapter.target_modules"
+            raise ConfigError("adapter.dropout", self.dropout, reason, remedy)
+
     def num_trainable(self, facts: "Facts") -> int:
-        """Of ``auto``; of a list, at most that many."""
-        return self.rank * facts.adaptable_width
+        """A product of this rank beside a matrix of a x b has rank x (a + b) parameters."""
+        experts = 0 if self.named else facts.expert_width
+        return self.rank * (sum(map(sum, self.sizes(facts))) + experts)
+
+    def sizes(self, facts: "Facts") -> list[tuple[int, int]]:
+        """Inputs and outputs of each linear layer that is adapted."""
+        layers = facts.named(self.named) if self.named else facts.adaptable
+        return list(layers.values())
+
+    @property
+    def named(self) -> list[str]:
+        """The modules that were asked for by name; none for auto."""
+        return [] if self.target_modules == "auto" else names(self.target_modules)
 
     def put_on(self, model: Any, layers: "Adaptable") -> Any:
         from peft import LoraConfig, get_peft_model
         from transformers.pytorch_utils import Conv1D
 
-        is_auto = self.target_modules == "auto"
-        modules = layers.modules if is_auto else names(self.target_modules)
-        experts = layers.parameters if is_auto else []
-        self.check_experts(experts)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=modules,
-            target_parameters=experts or None,
+            target_modules=self.named or layers.modules,
+            target_parameters=None if self.named else layers.parameters or None,
             use_dora=self.use_dora,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             task_type="CAUSAL_LM",
         )
-        try:
-            return get_peft_model(model, config, autocast_adapter_dtype=False)
-        except ValueError as error:  # a name that no layer has, or that peft knows not to work
-            reason = f"is refused: {' '.join(str(error).split())[:200]}"
-            remedy = f"{nearest(modules[0], layers.modules)}, or auto"
-            raise ConfigError("adapter.target_modules", modules, reason, remedy) from None
-
-    def check_experts(self, experts: list[str]) -> None:
-        """Experts are stacked parameters, on which peft has plain LoRA only."""
-        if experts and (self.dropout or self.use_dora):
-            key, value = (
-                ("adapter", self.kind) if self.use_dora else ("adapter.dropout", self.dropout)
-            )
-            remedy = "take adapter=lora" if self.use_dora else "set it to 0"
-            reason = "is not possible on the experts of a mixture"
-            raise ConfigError(key, value, reason, f"{remedy}, or name adapter.target_modules")
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def names(asked: Any) -> list[str]:

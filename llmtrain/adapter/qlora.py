@@ -10,6 +10,7 @@ from llmtrain.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from llmtrain.model.facts import Facts
     from llmtrain.model.linear import Adaptable
 
 
@@ -27,7 +28,7 @@ class QLoRA(LoRA):
             reason = "needs bitsandbytes, which is not installed"
             raise ConfigError("adapter", "qlora", reason, "run: pip install -e '.[qlora]'")
 
-    def loading(self, dtype: "torch.dtype") -> dict[str, Any]:
+    def loading(self, dtype: "torch.dtype", facts: "Facts") -> dict[str, Any]:
         from transformers import BitsAndBytesConfig
 
         return {
@@ -37,6 +38,7 @@ class QLoRA(LoRA):
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
                 bnb_4bit_quant_storage=dtype,  # so that ZeRO can partition them like any weight
+                llm_int8_skip_modules=facts.left_out,  # the head, and what is read past its module
             )
         }
 

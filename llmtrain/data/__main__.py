@@ -64,6 +64,8 @@ def sample(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out).expanduser() if arguments.out else None
     if out is not None and out.exists():
         raise ConfigError("--out", out, "exists", "give another name")
+    if out is not None and out.suffix not in (".json", ".jsonl"):
+        raise ConfigError("--out", out, "is no .json or .jsonl file", "give another name")
     if out is not None and out.suffix == ".jsonl":
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
@@ -71,8 +73,17 @@ def sample(arguments: argparse.Namespace) -> None:
     if out is None:
         print(text, end="")
     else:
-        out.write_text(text, encoding="utf-8")
+        write(out, text)
         print(f"{len(rows)} rows of format {arguments.format} in {out}")
+
+
+def write(out: Path, text: str) -> None:
+    """Write a file; ConfigError where that is not possible."""
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror}"
+        raise ConfigError("--out", out, reason, "give another name") from None
 
 
 def inspect(arguments: argparse.Namespace) -> None:

@@ -64,7 +64,12 @@ class ExampleCorpus(Corpus):
 
     def ids(self) -> Iterator[str]:
         if self.validation_path is None:
-            yield from (example.id for example in self.examples(lambda error: None))
+            yield from (example.id for example in self.examples(self.raise_unless_skipped))
+
+    def raise_unless_skipped(self, error: ConfigError) -> None:
+        """What :meth:`ids` does with a bad row, which :meth:`written` counts."""
+        if not self.skips_bad:
+            raise error
 
     def check(self) -> None:
         super().check()

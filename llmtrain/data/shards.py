@@ -5,11 +5,11 @@ import json
 import lzma
 import shutil
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,10 @@ from llmtrain.data.split import HoldsOut, hold_out
 from llmtrain.data.tokenizer import Vocabulary, load, make_vocabulary, origin_of
 from llmtrain.errors import ConfigError
 
-FORMAT = 2  # raise it when the files change, so that older caches are not taken for new ones
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FORMAT = 3  # raise it when the files change, so that older caches are not taken for new ones
 SHARD_TOKENS = 2**28  # at most, each: 0.5 GiB of uint16
 BATCH_CHARACTERS = 4 * 2**20  # encoded at once: keeps every core busy and memory constant
 MOST_XZ_BYTES = 32 * 2**20  # xz needs a second for each MiB
@@ -266,18 +269,54 @@ class Encoder:
         self.marked.encode_special_tokens = False  # those of a chat template are meant
 
     def __call__(self, batch: list[Document]) -> list[Encoded]:
-        texts = [document.text for document in batch]
         if batch[0].learned is None:
+            texts = [document.text for document in batch]
             encoded = self.plain.encode_batch_fast(texts, add_special_tokens=False)
             return [(self.array([*encoding.ids, self.eos_id]), None) for encoding in encoded]
-        encoded = self.marked.encode_batch(texts, add_special_tokens=False)
-        return [
-            (self.array(encoding.ids), learned_mask(encoding.offsets, document.learned or ()))
-            for document, encoding in zip(batch, encoded, strict=True)
-        ]
+        marked = encode_marked(self.marked, batch)
+        return [(self.array(ids), mask) for ids, mask in marked]
 
     def array(self, ids: list[int]) -> npt.NDArray[Any]:
         return np.array(ids, dtype=self.dtype)
+
+
+def encode_marked(
+    tokenizer: "Tokenizer", documents: Sequence[Document]
+) -> list[tuple[list[int], npt.NDArray[np.uint8]]]:
+    """Token ids of documents that are learned in part, and for each 1 if it is learned.
+
+    A text is encoded apart from where an answer begins, so that no token lies across and a prompt
+    alone has the same tokens. But not where the tokenizer would put a space before the answer.
+    """
+    is_cut = not begins_with_space(tokenizer)
+    parts = [cut(document) if is_cut else [(0, document.text)] for document in documents]
+    texts = [text for document in parts for _, text in document]
+    encoded = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
+    found = []
+    for document, pieces in zip(documents, parts, strict=True):
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for begin, _ in pieces:
+            piece = next(encoded)
+            ids += piece.ids
+            offsets += [(begin + start, begin + stop) for start, stop in piece.offsets]
+        found.append((ids, learned_mask(offsets, document.learned or ())))
+    return found
+
+
+def cut(document: Document) -> list[tuple[int, str]]:
+    """A document's pieces and where they begin: one more at the start of each learned range."""
+    starts = [0, *(start for start, _ in document.learned or () if start > 0)]
+    stops = [*starts[1:], len(document.text)]
+    return [(start, document.text[start:stop]) for start, stop in zip(starts, stops, strict=True)]
+
+
+def begins_with_space(tokenizer: "Tokenizer") -> bool:
+    """Whether a tokenizer puts a space before each text, as those of SentencePiece may."""
+    text = "a" if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str("a")
+    if tokenizer.pre_tokenizer is not None:
+        text = "".join(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    return text != "a"
 
 
 def learned_mask(
@@ -285,7 +324,8 @@ def learned_mask(
 ) -> npt.NDArray[np.uint8]:
     """1 for each token whose characters lie in a learned range, in part at least."""
     bounds = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-    first, last = bounds[:, 0], np.maximum(bounds[:, 1], bounds[:, 0] + 1)
+    last = bounds[:, 1]
+    first = np.minimum(bounds[:, 0], last - 1)  # a space may have been trimmed off its own token
     mask = np.zeros(len(bounds), dtype=np.uint8)
     for start, stop in spans:
         mask |= (last > start) & (first < stop)

@@ -31,15 +31,15 @@ def hold_out(corpus: Corpus) -> HoldsOut:
             return lambda document_id: corpus.holds_out(hash_of(document_id))
     if len(hashes) < 2:
         raise too_few(corpus)
+    least, most = min(hashes), max(hashes)
     if True in sides:
-        return lambda document_id: hash_of(document_id) != max(hashes)
-    return lambda document_id: hash_of(document_id) == min(hashes)
+        return lambda document_id: hash_of(document_id) != most
+    return lambda document_id: hash_of(document_id) == least
 
 
 def too_few(corpus: Corpus) -> ConfigError:
-    return ConfigError(
-        "data.path",
-        corpus.path,
-        "holds fewer than two different documents, and one must be held out",
-        "add some (a text file above 64 KiB counts as several)",
-    )
+    what, remedy = "documents", "add some (a text file above 64 KiB counts as several)"
+    if corpus.has_masks:
+        what, remedy = "rows", "add some, or give others to hold out: data.validation_path"
+    reason = f"holds fewer than two different {what}, and one must be held out"
+    return ConfigError("data.path", corpus.path, reason, remedy)

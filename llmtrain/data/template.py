@@ -8,24 +8,35 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmtrain.data.example import Example, LossOn, Message
 from llmtrain.errors import ConfigError, nearest
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 NAMED = Path(__file__).parent / "templates"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 MARKS = {"chatml": "<|im_end|>"}  # the token that ends a turn, where a named template has its own
+
+PROBE = "an answer"
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template in transformers' form, and the special tokens that it may name."""
+    """A Jinja template in transformers' form, and the special tokens that it may name.
+
+    ``start`` is what the tokenizer itself begins a text with, and ``added`` its added tokens, by
+    which the end of an answer is told from white space behind it.
+    """
 
     source: str
     tokens: dict[str, str]
+    start: str = ""
+    added: tuple[str, ...] = ()
 
     def render(self, messages: Sequence[Message], asks: bool = False) -> str:
         """The text of a dialogue; ``asks`` ends it where an answer of the assistant begins."""
@@ -57,7 +68,7 @@ class ChatTemplate:
         return text, spans
 
     def span(self, example: Example, text: str, number: int) -> Span:
-        """Where the answer that is message ``number`` lies in the rendered text."""
+        """Where the answer that is message ``number`` lies in the rendered text, with its end."""
         before = self.safely(example, example.messages[:number], asks=True)
         through = self.safely(example, example.messages[: number + 1])
         if not (text.startswith(before) and text.startswith(through)):
@@ -69,25 +80,35 @@ class ChatTemplate:
                 f"cannot be found: at {example.place} the chat template rewrites earlier turns",
                 "set data.loss_on=last",
             )
-        return len(before), len(through)
+        end = through.rstrip()  # a model stops at its end token and never writes the line break
+        stop = len(end) if end.endswith(self.added) else len(through)
+        return len(before), max(stop, len(before))
 
     def plain(self, example: Example, loss_on: LossOn) -> tuple[str, tuple[Span, ...]]:
         """A prompt and its completion as they stand, ended by the end-of-sequence token."""
-        text = example.prompt + example.completion + self.tokens["eos_token"]
-        return text, ((0 if loss_on is LossOn.all else len(example.prompt), len(text)),)
+        prompt = self.prompt(example)
+        text = prompt + example.completion + self.tokens["eos_token"]
+        return text, ((0 if loss_on is LossOn.all else len(prompt), len(text)),)
 
     def prompt(self, example: Example) -> str:
         """What a model is asked with for an example's last answer."""
         if not example.messages:
-            return example.prompt
+            return self.start + example.prompt
         return self.safely(example, example.messages[:-1], asks=True)
 
-    def safely(self, example: Example, messages: Sequence[Message], asks: bool = False) -> str:
-        from jinja2 import TemplateError
+    def end(self) -> str | None:
+        """The added token that it puts behind an answer; None where it puts other text there."""
+        dialogue = (Message("user", "question"), Message("assistant", PROBE))
+        try:
+            behind = self.render(dialogue).rpartition(PROBE)[2]
+        except Exception:  # it may refuse this dialogue, and not those of the data
+            return None
+        return next((token for token in self.added if behind.startswith(token)), None)
 
+    def safely(self, example: Example, messages: Sequence[Message], asks: bool = False) -> str:
         try:
             return self.render(messages, asks)
-        except TemplateError as error:  # templates refuse roles and orders that they do not know
+        except Exception as error:  # a template is a program; some refuse roles or their order
             raise bad_template(example, f"refuses it: {' '.join(str(error).split())}") from None
 
 
@@ -101,13 +122,40 @@ def open_template(tokenizer: Path, name: str | None) -> ChatTemplate:
 
     ``name`` is one of the shipped ones or the path of a .jinja file.
     """
-    tokens = special_tokens(tokenizer)
-    if name is None:
-        own = own_template(tokenizer)
-        return ChatTemplate(own if own is not None else named("plain"), tokens)
+    from llmtrain.data.tokenizer import load
+
+    loaded = load(tokenizer)
     if name in MARKS:
-        check_mark(tokenizer, name)
-    return ChatTemplate(named(name), tokens)
+        check_mark(loaded, name)
+    source = own_template(tokenizer) if name is None else named(name)
+    return template_for(loaded, source, special_tokens(tokenizer))
+
+
+def template_for(
+    tokenizer: "Tokenizer", source: str | None, tokens: dict[str, str]
+) -> ChatTemplate:
+    """A template as a tokenizer uses it; ``plain`` where there is none."""
+    added = tuple(token.content for token in tokenizer.get_added_tokens_decoder().values())
+    return ChatTemplate(
+        named("plain") if source is None else source, tokens, start_of(tokenizer), added
+    )
+
+
+def end_ids(tokenizer: Path, source: str | None) -> list[int]:
+    """The tokens that end an answer: the end of a sequence, and what a template ends turns by."""
+    from llmtrain.data.tokenizer import load
+
+    loaded, tokens = load(tokenizer), special_tokens(tokenizer)
+    ends = {tokens["eos_token"], template_for(loaded, source, tokens).end()}
+    ids = {loaded.token_to_id(end) for end in ends if end is not None}
+    return sorted(found for found in ids if found is not None)
+
+
+def start_of(tokenizer: "Tokenizer") -> str:
+    """The special tokens that a tokenizer begins a text with, such as ``<s>``; empty for most."""
+    encoding = tokenizer.encode("a")
+    num_special = encoding.special_tokens_mask.index(0)
+    return "".join(encoding.tokens[:num_special])
 
 
 def check_template(name: str | None) -> None:
@@ -154,10 +202,8 @@ def settings(tokenizer: Path) -> dict[str, Any]:
     return values
 
 
-def check_mark(tokenizer: Path, name: str) -> None:
+def check_mark(tokenizer: "Tokenizer", name: str) -> None:
     """Raise ConfigError where a template ends turns by a token that the tokenizer does not have."""
-    from llmtrain.data.tokenizer import load
-
-    if load(tokenizer).token_to_id(MARKS[name]) is None:
+    if tokenizer.token_to_id(MARKS[name]) is None:
         reason = f"ends turns by {MARKS[name]}, which the tokenizer does not have"
         raise ConfigError("data.template", name, reason, "take data.template=plain")

@@ -16,6 +16,16 @@ from llmtrain.schema import learned
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Sampling from the student as it is, whatever its generation_config prefers.
+OWN_DISTRIBUTION = {
+    "do_sample": True,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "num_beams": 1,
+}
+
 
 class Method(Enum):
     answers = "answers"
@@ -109,7 +119,8 @@ class Distill(Mode):
         if targets:
             from llmtrain.kernel.divergence import sparse_sum
 
-            ids_TK, probs_TK = (values_BLK[is_learned_BL] for values_BLK in targets)
+            length = labels_BL.shape[1]  # of padded rows, at most that of their targets
+            ids_TK, probs_TK = (values_BLK[:, :length][is_learned_BL] for values_BLK in targets)
             sums = sparse_sum(
                 student_TD,
                 read.head,
@@ -182,8 +193,7 @@ def written_by(
             prompts_BL.to(device),
             attention_mask=mask_BL.to(device),
             max_new_tokens=max_new_tokens,
-            do_sample=True,
-            top_k=0,
+            **OWN_DISTRIBUTION,
             synced_gpus=is_partitioned,
         ).cpu()
     model.train(was_training)

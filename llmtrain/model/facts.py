@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmtrain.model.linear import adaptable_layers, linear_layers, stacks
+from llmtrain.model.linear import adaptable_layers, called_layers, ends_with, linear_layers, stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,7 +19,12 @@ class Parameters(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What the plan needs to know of a model: counts, and the widths that activations have."""
+    """What the plan needs to know of a model: counts, and the widths that activations have.
+
+    ``linear`` are inputs and outputs of each layer that an adapter can sit on, ``left_out`` the
+    names of those that it does not unless it is told to, and of those that it cannot.
+    ``expert_width`` is the sum of both over the matrices of all experts.
+    """
 
     model_type: str
     num_parameters: int
@@ -34,9 +39,18 @@ class Facts:
     vocab_size: int
     max_seq_len: int | None
     supports_flash: bool
-    adaptable_width: int
-    adaptable_outputs: int
-    num_linear_parameters: int
+    linear: dict[str, tuple[int, int]]
+    left_out: list[str]
+    expert_width: int
+
+    @property
+    def adaptable(self) -> dict[str, tuple[int, int]]:
+        """The linear layers that an adapter sits on unless it is told other ones."""
+        return {name: sizes for name, sizes in self.linear.items() if name not in self.left_out}
+
+    def named(self, endings: list[str]) -> dict[str, tuple[int, int]]:
+        """The linear layers that peft takes these names for."""
+        return {name: sizes for name, sizes in self.linear.items() if ends_with(name, set(endings))}
 
 
 def measure(config: "PreTrainedConfig", trust_remote_code: bool = False) -> Facts:
@@ -63,7 +77,9 @@ def measure(config: "PreTrainedConfig", trust_remote_code: bool = False) -> Fact
         vocab_size=config.vocab_size,
         max_seq_len=getattr(config, "max_position_embeddings", None),
         supports_flash=supports_flash(config, head_dim),
-        **count_adaptable(model),
+        linear={name: sizes_of(layer) for name, layer in called_layers(model)},
+        left_out=left_out(model),
+        expert_width=sum(len(param) * sum(param.shape[1:]) for _, param in stacks(model)),
     )
 
 
@@ -110,23 +126,15 @@ def count_parameters(model: "PreTrainedModel") -> Parameters:
     return Parameters(total, total - in_experts + in_use, linear + in_use)
 
 
-def count_adaptable(model: "PreTrainedModel") -> dict[str, int]:
-    """What an adapter's size follows from: widths of the layers that it sits on, and their weights.
-
-    A product of rank r beside a matrix of a x b takes r(a + b) parameters.
-    """
-    layers = [layer for _, layer in adaptable_layers(model)]
-    in_layers = sum(sum(layer.weight.shape) for layer in layers)
-    in_experts = sum(len(param) * sum(param.shape[1:]) for _, param in stacks(model))
-    outputs = sum(layer.weight.shape[1 if is_conv1d(layer) else 0] for layer in layers)
-    return {
-        "adaptable_width": in_layers + in_experts,
-        "adaptable_outputs": outputs,
-        "num_linear_parameters": sum(layer.weight.numel() for layer in layers),
-    }
-
-
-def is_conv1d(layer: Any) -> bool:
+def sizes_of(layer: Any) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer: GPT-2's have their weight the other way round."""
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(layer, Conv1D)
+    sizes = tuple(layer.weight.shape)
+    return sizes if isinstance(layer, Conv1D) else sizes[::-1]  # type: ignore[return-value]
+
+
+def left_out(model: "PreTrainedModel") -> list[str]:
+    """The linear layers that an adapter does not sit on by itself."""
+    adapted = {name for name, _ in adaptable_layers(model)}
+    return [name for name, _ in linear_layers(model) if name not in adapted]

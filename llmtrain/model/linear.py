@@ -1,11 +1,10 @@
 """Which weights of a model an adapter can sit on."""
 
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import nn
-
-USED_BY_WEIGHT = ("dt_proj", "out_proj")  # a Mamba mixer's fused scan goes past these modules
 
 
 class Adaptable(NamedTuple):
@@ -17,24 +16,27 @@ class Adaptable(NamedTuple):
 
 def adaptable(model: "nn.Module") -> Adaptable:
     """All linear layers but the output head, and all experts, by names as short as can be."""
-    linear = [name for name, _ in linear_layers(model)]
-    chosen = [name for name, _ in adaptable_layers(model)]
+    modules = [name for name, _ in model.named_modules()]
+    parameters = [name for name, _ in model.named_parameters()]
+    layers = [name for name, _ in adaptable_layers(model)]
     experts = [name for name, _ in stacks(model)]
-    return Adaptable(shortened(chosen, linear), shortened(experts, experts))
+    return Adaptable(shortened(layers, modules), shortened(experts, parameters))
 
 
 def adaptable_layers(model: "nn.Module") -> list[tuple[str, Any]]:
-    """The linear layers that an adapter can sit on, by their full names.
+    """The linear layers that an adapter can sit on, by their full names, but for the head."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return [(name, module) for name, module in called_layers(model) if module is not head]
+
+
+def called_layers(model: "nn.Module") -> list[tuple[str, Any]]:
+    """The linear layers whose modules are called.
 
     Left out is what a state-space mixer multiplies with without calling the module: an adapter
     there would learn nothing, or only until a fused kernel is installed.
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return [
-        (name, module)
-        for name, module in linear_layers(model)
-        if module is not head and not is_used_by_weight(model, name)
-    ]
+    layers = linear_layers(model)
+    return [(name, module) for name, module in layers if not is_used_by_weight(model, name)]
 
 
 def stacks(model: Any) -> list[tuple[str, Any]]:
@@ -62,9 +64,10 @@ def linear_layers(model: "nn.Module") -> list[tuple[str, Any]]:
 
 
 def is_used_by_weight(model: "nn.Module", name: str) -> bool:
+    """Whether a state-space mixer reads a layer's weight, on its fused path if not on all."""
     parent, _, last = name.rpartition(".")
-    mixer = type(model.get_submodule(parent)).__name__
-    return last in USED_BY_WEIGHT and "mamba" in mixer.lower()
+    mixer = model.get_submodule(parent)
+    return hasattr(mixer, "A_log") and f"self.{last}.weight" in inspect.getsource(type(mixer))
 
 
 def shortened(chosen: list[str], everything: list[str]) -> list[str]:
