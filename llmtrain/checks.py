@@ -126,7 +126,7 @@ def check_stage(config: RunConfig, machine: Machine) -> None:
 def check_model(config: RunConfig, facts: Facts, manifest: "Manifest | None") -> None:
     """What the model allows of adapters, lengths, documents and the tokenizer."""
     config.adapter.check_layers(facts)
-    check_length(config, facts)
+    check_length(config, facts, "the model's")
     check_answer_length(config, facts)
     if manifest is not None:
         check_enough(config, manifest)
@@ -134,13 +134,19 @@ def check_model(config: RunConfig, facts: Facts, manifest: "Manifest | None") ->
     check_vocabulary(facts, manifest)
 
 
-def check_length(config: RunConfig, facts: Facts) -> None:
+def check_teacher(config: RunConfig, facts: Facts) -> None:
+    """A teacher reads the sequences that the student reads."""
+    check_length(config, facts, "the teacher's")
+    check_documents(config, facts)
+
+
+def check_length(config: RunConfig, facts: Facts, whose: str) -> None:
     if (
         facts.num_attention_layers
         and facts.max_seq_len
         and config.train.seq_len > facts.max_seq_len
     ):
-        reason = f"is longer than the model's {facts.max_seq_len} positions"
+        reason = f"is longer than {whose} {facts.max_seq_len} positions"
         remedy = "shorten it or raise model.config.max_position_embeddings"
         raise ConfigError("train.seq_len", config.train.seq_len, reason, remedy)
 

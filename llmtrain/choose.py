@@ -48,6 +48,10 @@ def choose_attention(
     if asked is not Attention.auto:
         if asked is Attention.flash:
             require_flash(machine)
+            refuse_flash(flash_limit(config, precision, facts))
+        if asked is Attention.sdpa and not facts.supports_sdpa:
+            reason = f"does not exist for {facts.model_type}"
+            raise ConfigError("model.attention", "sdpa", reason, "take eager")
         reasons["attention"] = "asked for"
         return {"flash": "flash_attention_2"}.get(asked.value, asked.value)
     if machine.device == "cpu" and config.train.seq_len <= SHORT_SEQUENCE:
@@ -57,8 +61,20 @@ def choose_attention(
     if problem is None:
         reasons["attention"] = "flash-attn is installed"
         return "flash_attention_2"
+    if not facts.supports_sdpa:
+        reasons["attention"] = f"{facts.model_type} has no other"
+        return "eager"
     reasons["attention"] = f"torch's fused attention ({problem})"
     return "sdpa"
+
+
+def possible_attention(facts: Facts, wanted: str) -> str:
+    """What comes nearest to ``wanted`` of what a model has."""
+    if wanted == "flash_attention_2" and not facts.supports_flash:
+        wanted = "sdpa"
+    if not facts.num_attention_layers or (wanted == "sdpa" and not facts.supports_sdpa):
+        return "eager"
+    return wanted
 
 
 def flash_limit(config: RunConfig, precision: str, facts: Facts) -> str | None:
@@ -74,6 +90,12 @@ def require_flash(machine: Machine) -> None:
     problem = flash_problem(machine)
     if problem:
         raise ConfigError("model.attention", "flash", f"cannot load: {problem}", "take sdpa")
+
+
+def refuse_flash(problem: str | None) -> None:
+    if problem:
+        remedy = "take sdpa, or data.packing=false for rows"
+        raise ConfigError("model.attention", "flash", f"does not work here: {problem}", remedy)
 
 
 def flash_problem(machine: Machine) -> str | None:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain.config import RunConfig
 from llmtrain.errors import ConfigError
-from llmtrain.model.causal_lm import Kernels
 from llmtrain.model.linear import adaptable
-from llmtrain.plan import Plan
-from llmtrain.probe import check_apart
+from llmtrain.model.stored import make_savable
+from llmtrain.plan import Plan, reads_teacher
 from llmtrain.ranks import Ranks
+from llmtrain.teaching import build_teacher
 from llmtrain.zero import deepspeed_config
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from llmtrain.data.tokenizer import Vocabulary
     from llmtrain.mode.base import Loss, Mode
-
-DTYPES = {"bf16": "bfloat16", "bf16_pure": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def start_ranks(plan: Plan, ranks: Ranks) -> "torch.device":
@@ -59,10 +57,8 @@ def build_engine(
         model: Any = build_model(config, plan, vocabulary)
     if plan.offload_params == "none":
         model.to(device)
-    teacher = build_teacher(config, plan, device)
+    teacher = build_teacher(config, plan, device) if reads_teacher(config) else None
     objective = objective_of(model, config.mode, teacher)
-    if plan.keep_documents_apart:
-        check_apart(objective.learner)
     optimizer = config.optimizer.build(model, plan.device, plan.offload_optimizer != "none")
     engine, *_ = deepspeed.initialize(
         model=objective,
@@ -97,9 +93,10 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
 
     # No pad_token_id: an embedding freezes the row of its padding, and this row ends documents.
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.eos_id)
-    dtype = getattr(torch, DTYPES[plan.precision])
+    dtype = getattr(torch, plan.dtype_name)
     loading = config.adapter.loading(dtype, config.model.facts(config.cache))
     model = config.model.build(dtype, plan.attention, loading, **tokens, pad_token_id=None)
+    make_savable(model.generation_config)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = vocabulary.eos_id
     selective_scan.install(model.config.model_type, plan.scan_kernel == "transformers")
@@ -110,24 +107,6 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
         for layer in checkpointable_layers(model):
             layer.compile()
     return model
-
-
-def build_teacher(
-    config: RunConfig, plan: Plan, device: "torch.device"
-) -> "PreTrainedModel | None":
-    """The teacher, whole on every rank and never trained."""
-    import torch
-
-    from llmtrain.kernel import selective_scan
-
-    if config.teacher is None or config.mode.caches_targets:
-        return None
-    dtype = getattr(torch, DTYPES[plan.precision])
-    facts = config.teacher.facts(config.cache)
-    attention = plan.attention if facts.num_attention_layers else "eager"
-    teacher = config.teacher.build(dtype, attention)
-    selective_scan.install(teacher.config.model_type, config.teacher.kernels is Kernels.reference)
-    return teacher.to(device).eval().requires_grad_(False)
 
 
 def checkpointable_layers(model: "PreTrainedModel") -> list[Any]:

@@ -299,12 +299,13 @@ def training_loading(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
     """How a run's base was loaded while its adapter was trained, where it was quantised."""
     import torch
 
-    from llmtrain.engine import DTYPES
     from llmtrain.plan import Plan
 
-    dtype = getattr(torch, DTYPES[Plan.load(folder.plan).precision])
+    if config.adapter.weight_bytes is None:
+        return {}
+    dtype = getattr(torch, Plan.load(folder.plan).dtype_name)
     loading: dict[str, Any] = config.adapter.loading(dtype, config.model.facts(config.cache))
-    return loading | {"dtype": dtype} if loading else {}
+    return loading | {"dtype": dtype}
 
 
 def open_checkpoint(
@@ -327,7 +328,8 @@ def open_checkpoint(
         raise ConfigError("--which", step, f"is no checkpoint ({known} kept)", "say best or final")
     where, manifest = device_of(device), open_manifest(folder)
     eager = replace(config, train=replace(config.train, compile=False))
-    model: Any = build_model(eager, Plan.load(folder.plan), manifest.vocabulary)
+    plan = replace(Plan.load(folder.plan), attention="eager")  # what any device has
+    model: Any = build_model(eager, plan, manifest.vocabulary)
     fragments = Fragments(folder.checkpoint(step), rank=0)
     with torch.no_grad():
         for name, param in model.named_parameters():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.data.example import Evidence, Message
+from llmtrain.data.formats import ROLES
 from llmtrain.data.raft import Prompt, raft_messages, sections_of
 from llmtrain.data.source.raft import Raft
 from llmtrain.errors import ConfigError
@@ -156,12 +157,19 @@ def read_file(path: Path, run: str) -> Iterator[Asked]:
     if not path.is_file():
         raise ConfigError("--file", path, "is no file", "give a .txt, .json, .jsonl or .parquet")
     if path.suffix == ".txt":
-        found = [Asked(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        found = [Asked(line) for line in text_of(path).splitlines() if line]
     else:
         found = [asked_of(row.values, row.place, run) for row in read_rows(str(path), fail)]
     if not found:
         raise ConfigError("--file", path, "holds no prompt", "write one a line")
     yield from found
+
+
+def text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError("--file", path, "is not UTF-8", "convert it, with iconv say") from None
 
 
 def fail(error: ConfigError) -> None:
@@ -177,20 +185,25 @@ def asked_of(values: dict[str, Any], place: str, run: str) -> Asked:
         return raft_question(raft_of(run, "--file"), question, documents_of(values, place))
     if isinstance(turns, list) and turns and all(map(is_turn, turns)):
         messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
-        return Asked(messages=messages[: -1 if messages[-1].role == "assistant" else None])
+        asked = messages[: -1 if messages[-1].role == "assistant" else None]
+        if asked:
+            return Asked(messages=asked)
     remedy = 'write {"prompt": ...}, {"messages": [...]} or, of a RAFT run, {"question": ...}'
     raise ConfigError("--file", f"{place}:", "asks nothing", remedy)
 
 
 def is_turn(turn: Any) -> bool:
     fields = ("role", "content")
-    return isinstance(turn, dict) and all(isinstance(turn.get(name), str) for name in fields)
+    is_text = isinstance(turn, dict) and all(isinstance(turn.get(name), str) for name in fields)
+    return is_text and turn["role"] in ROLES
 
 
 def documents_of(values: dict[str, Any], place: str) -> list[Evidence]:
     """The documents of a RAFT row in their order; which of them is the oracle need not be known."""
     items = values.get("documents") or []
-    if not all(isinstance(item, dict) and isinstance(item.get("content"), str) for item in items):
+    if not isinstance(items, list) or not all(
+        isinstance(item, dict) and isinstance(item.get("content"), str) for item in items
+    ):
         remedy = 'write "documents": [{"content": ...}]'
         raise ConfigError("--file", f"{place}:", "has a document without content", remedy)
     return [Evidence(item["content"], item.get("type") == "oracle") for item in items]

@@ -13,7 +13,7 @@ from llmtrain.data.corpus import Corpus, Document
 from llmtrain.data.example import Example
 from llmtrain.data.examples import ExampleCorpus
 from llmtrain.data.sequences import NO_LABEL, Sequences, open_sequences
-from llmtrain.data.shards import Manifest, learned_mask
+from llmtrain.data.shards import Manifest, encode_marked
 from llmtrain.data.split import hold_out
 from llmtrain.errors import ConfigError
 from llmtrain.finished import Finished
@@ -108,15 +108,13 @@ def passage(tokenizer: "PreTrainedTokenizerBase", document: Document) -> Passage
 
     Where it begins none, with the end-of-text token, so that a text's first token is predicted.
     """
-    is_plain = document.learned is None
-    encoded = tokenizer(
-        document.text, add_special_tokens=is_plain, return_offsets_mapping=True, verbose=False
-    )
-    ids, spans = list(encoded["input_ids"]), document.learned or ((0, len(document.text)),)
-    is_learned = learned_mask(encoded["offset_mapping"], spans).astype(bool)
-    start = tokenizer.eos_token_id
-    if is_plain and start is not None and ids[:1] != [tokenizer.bos_token_id]:
-        ids, is_learned = [start, *ids], np.insert(is_learned, 0, False)
+    if document.learned is not None:
+        ((ids, mask),) = encode_marked(tokenizer.backend_tokenizer, [document])
+        return Passage(np.array(ids, dtype=np.int64), mask.astype(bool))
+    ids = list(tokenizer(document.text, verbose=False)["input_ids"])
+    if ids[:1] != [tokenizer.bos_token_id] and tokenizer.eos_token_id is not None:
+        ids = [tokenizer.eos_token_id, *ids]
+    is_learned = np.arange(len(ids)) > 0
     return Passage(np.array(ids, dtype=np.int64), is_learned)
 
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.checks import check, check_model, check_stage
+from llmtrain.checks import check, check_model, check_stage, check_teacher
 from llmtrain.choose import choose_attention, choose_precision, choose_scan
 from llmtrain.config import Format, RunConfig
+from llmtrain.data.corpus import digest
 from llmtrain.data.sequences import open_sequences
 from llmtrain.errors import ConfigError
 from llmtrain.hardware import Machine, resolve
@@ -23,6 +24,7 @@ from llmtrain.throughput import flops_per_token
 if TYPE_CHECKING:
     from llmtrain.data.shards import Manifest
 
+DTYPES = {"bf16": "bfloat16", "bf16_pure": "bfloat16", "fp16": "float16", "fp32": "float32"}
 MOST_EPOCHS = 4  # more passes over the same text teach little (Muennighoff et al. 2023)
 
 
@@ -92,6 +94,11 @@ class Plan:
     warnings: tuple[str, ...]
     reasons: dict[str, str]
 
+    @property
+    def dtype_name(self) -> str:
+        """torch's name for the dtype that the model multiplies in."""
+        return DTYPES[self.precision]
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -115,7 +122,7 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
     check_stage(config, machine)
     facts = config.model.facts(config.cache)
     check_model(config, facts, manifest)
-    teacher = config.teacher.facts(config.cache) if reads_teacher(config) else None
+    teacher = teacher_facts(config)
     reasons: dict[str, str] = {}
     precision = choose_precision(config, machine, reasons)
     attention = choose_attention(config, machine, facts, precision, reasons)
@@ -196,6 +203,18 @@ def of_training(config: RunConfig, layout: Layout) -> dict[str, Any]:
     }
 
 
+def teacher_facts(config: RunConfig) -> Facts | None:
+    """Those of a teacher that is read in every step; one that is asked before takes nothing then.
+
+    Raises ConfigError for a teacher that cannot read the student's sequences.
+    """
+    if config.teacher is None:
+        return None
+    facts: Facts = config.teacher.facts(config.cache)
+    check_teacher(config, facts)
+    return facts if reads_teacher(config) else None
+
+
 def reads_teacher(config: RunConfig) -> bool:
     """Whether a teacher is read in every step, rather than asked once before."""
     return config.teacher is not None and not config.mode.caches_targets
@@ -217,7 +236,7 @@ def describe_data(config: RunConfig, manifest: "Manifest | None") -> Corpus:
         num_train_sequences=len(train),
         num_held_out_sequences=len(held_out),
         is_estimate=False,
-        fingerprint=manifest.train.sha,
+        fingerprint=digest([manifest.train.sha, manifest.held_out.sha]),
         num_rows=manifest.train.num_documents if manifest.has_masks else None,
         num_cut=train.num_cut,
         num_left_out=train.num_left_out,

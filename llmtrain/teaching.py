@@ -3,19 +3,24 @@
 # B batch, L length, V vocabulary, K targets of a token
 
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmtrain.choose import possible_attention
 from llmtrain.config import RunConfig
 from llmtrain.data.corpus import digest
 from llmtrain.data.sequences import Sequences, open_sequences
 from llmtrain.data.shards import Manifest
-from llmtrain.data.teacher_cache import TeacherCache, TeacherHeader, targets_of
+from llmtrain.data.teacher_cache import TeacherCache, TeacherHeader, is_whole, targets_of
 from llmtrain.data.tokenizer import Vocabulary, ids_of, vocabulary_at
 from llmtrain.errors import ConfigError
 from llmtrain.mode.base import Learner
 from llmtrain.mode.distill import Distill, Targets
+from llmtrain.model.causal_lm import Kernels
 from llmtrain.plan import Plan
+from llmtrain.ranks import die_with_parent
 
 if TYPE_CHECKING:
     import torch
@@ -43,11 +48,19 @@ def prepare_targets(config: RunConfig, plan: Plan, manifest: Manifest) -> Path |
     if not (isinstance(mode, Distill) and mode.caches_targets):
         return None
     check_targets(mode, manifest.vocabulary)
-    header = header_of(config, plan, manifest)
-    folder = config.cache / "teachers" / digest([str(header)])
-    sequences = open_train(plan, manifest)
-    TeacherCache.write(folder, header, len(sequences), targets(config, plan, sequences, manifest))
+    folder = config.cache / "teachers" / digest([str(header_of(config, plan, manifest))])
+    if not is_whole(folder):
+        # A process of its own gives all of the device's memory back.
+        with ProcessPoolExecutor(1, get_context("spawn"), die_with_parent) as process:
+            process.submit(write_targets, folder, config, plan, manifest).result()
     return folder
+
+
+def write_targets(folder: Path, config: RunConfig, plan: Plan, manifest: Manifest) -> None:
+    """Ask the teacher about every sequence."""
+    sequences = open_train(plan, manifest)
+    asked = targets(config, plan, sequences, manifest)
+    TeacherCache.write(folder, header_of(config, plan, manifest), len(sequences), asked)
 
 
 def check_targets(mode: Distill, vocabulary: Vocabulary) -> None:
@@ -69,6 +82,8 @@ def header_of(config: RunConfig, plan: Plan, manifest: Manifest) -> TeacherHeade
         kind=mode.target_kind,
         k=mode.top_k,
         temperature=mode.temperature,
+        precision=plan.precision,
+        seed=config.seed if mode.targets is Targets.sampled else None,
     )
 
 
@@ -113,18 +128,11 @@ def filled_up(values_LK: "torch.Tensor", seq_len: int) -> "NDArray[Any]":
 
 def build_teacher(config: RunConfig, plan: Plan, device: "torch.device") -> "PreTrainedModel":
     """The teacher, whole and never trained."""
-    from llmtrain.kernel import selective_scan
-    from llmtrain.model.causal_lm import Kernels
-
-    facts = config.teacher.facts(config.cache)
-    attention = plan.attention if facts.num_attention_layers else "eager"
-    teacher = config.teacher.build(dtype_of(plan), attention)
-    selective_scan.install(teacher.config.model_type, config.teacher.kernels is Kernels.reference)
-    return teacher.to(device).eval().requires_grad_(False)
-
-
-def dtype_of(plan: Plan) -> Any:
     import torch
 
-    names = {"fp32": torch.float32, "fp16": torch.float16}
-    return names.get(plan.precision, torch.bfloat16)
+    from llmtrain.kernel import selective_scan
+
+    attention = possible_attention(config.teacher.facts(config.cache), plan.attention)
+    teacher = config.teacher.build(getattr(torch, plan.dtype_name), attention)
+    selective_scan.install(teacher.config.model_type, config.teacher.kernels is Kernels.reference)
+    return teacher.to(device).eval().requires_grad_(False)

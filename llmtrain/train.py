@@ -19,7 +19,9 @@ from llmtrain.errors import FAILED, ConfigError, TrainingError
 from llmtrain.evaluation import evaluate, take_sample
 from llmtrain.folder import RunFolder, write_json, write_text
 from llmtrain.metrics import Metrics
+from llmtrain.mode.base import base_of
 from llmtrain.plan import Plan
+from llmtrain.probe import check_apart
 from llmtrain.rank_run import Run, Sums
 from llmtrain.ranks import Ranks, die_with_parent
 from llmtrain.records import hyperparameters, log_step, summarise
@@ -109,6 +111,10 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     forced_imports(plan)
     engine = build_engine(config, plan, manifest.vocabulary, device)
     run = Run(config, plan, folder, manifest, ranks, device, engine, control, peak)
+    set_end_tokens(run)
+    if plan.keep_documents_apart:
+        for learner in (engine.module.learner, engine.module.teacher):
+            check_apart(learner)
     run.sequences = run.open_split("train")
     if "teacher_targets" in sources:
         run.targets = open_targets(run, Path(sources["teacher_targets"]))
@@ -118,6 +124,19 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     if run.step == 0:
         torch.manual_seed(config.seed + ranks.rank)  # dropout differs between ranks
     return run
+
+
+def set_end_tokens(run: Run) -> None:
+    """Let the model stop where a turn ends, too: the token by which the template ends an answer."""
+    from llmtrain.data.template import end_ids
+
+    if run.manifest.chat_template is None:
+        return
+    settings = base_of(run.engine.module.model).generation_config
+    own = settings.eos_token_id
+    ends = set(own if isinstance(own, list) else [own]) - {None}
+    ends |= set(end_ids(run.manifest.vocabulary.folder, run.manifest.chat_template))
+    settings.eos_token_id = sorted(ends)
 
 
 def open_targets(run: Run, path: Path) -> "TeacherCache":
@@ -142,14 +161,13 @@ def peak_tflops(plan: Plan, control: Any) -> float | None:
     import torch
     import torch.distributed as dist
 
-    from llmtrain.engine import DTYPES
     from llmtrain.throughput import measure_matmul_tflops
 
     if plan.peak_tflops is not None:
         return plan.peak_tflops * plan.world_size
     if plan.device != "cpu":
         return None
-    peak = torch.tensor(measure_matmul_tflops(plan.device, DTYPES[plan.precision]))
+    peak = torch.tensor(measure_matmul_tflops(plan.device, plan.dtype_name))
     dist.all_reduce(peak, group=control)
     return float(peak)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmtrain.data.example import Message
-from llmtrain.data.template import ChatTemplate, named
+from llmtrain.data.template import ChatTemplate, template_for
 from llmtrain.errors import ConfigError
 from llmtrain.finished import Finished
 
@@ -184,7 +184,7 @@ def template_of(tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
     if isinstance(source, dict):  # several by name, as older tokenizers have
         source = source.get("default")
     tokens = {"eos_token": "", **tokenizer.special_tokens_map}
-    return ChatTemplate(source if source is not None else named("plain"), tokens)
+    return template_for(tokenizer.backend_tokenizer, source, tokens)
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:

@@ -37,6 +37,7 @@ def curve(task: dict[str, Any], ranks: Ranks) -> list[float]:
 
 def one_step(run: train.Run) -> float:
     """Train a step; its mean loss over all ranks."""
+    run.engine.module.train()
     run.sums = train.Sums()
     train_step(run)
     run.step += 1

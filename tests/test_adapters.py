@@ -10,12 +10,15 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from llmtrain.adapter.lora import LoRA
 from llmtrain.config import load
 from llmtrain.data.order import step_sequences
 from llmtrain.data.sequences import PackedSequences
 from llmtrain.data.shards import Manifest
 from llmtrain.errors import ConfigError
 from llmtrain.folder import RunFolder
+from llmtrain.model.facts import measure, on_meta
+from llmtrain.model.linear import adaptable
 from llmtrain.plan import Plan, make_plan
 from tests.conftest import Command
 from tests.finished_models import TEMPLATE, Models
@@ -266,6 +269,21 @@ def test_everything_that_is_adapted_learns_and_is_counted(
     run = alone[f"{name}_learns"]
     assert [name for name, value in run.said["faintest"].items() if not value > 0] == []
     assert run.said["num_trained"] == run.plan.num_trainable_parameters
+
+
+@pytest.mark.parametrize(
+    "architecture", ["bamba", "deepseek_v3", "falcon_h1", "glm4_moe", "jetmoe", "phimoe", "zamba2"]
+)
+def test_peft_adapts_what_the_plan_counts(architecture: str) -> None:
+    from transformers import AutoConfig
+
+    mixers = {"layers_block_type": ["mamba", "hybrid"] * 2} if architecture == "zamba2" else {}
+    config = AutoConfig.for_model(architecture, num_hidden_layers=4, **mixers)
+    lora, model = LoRA(rank=2, alpha=4), on_meta(config)
+    with torch.device("meta"):
+        adapted = lora.put_on(model, adaptable(model))
+    trained = [param.numel() for param in adapted.parameters() if param.requires_grad]
+    assert sum(trained) == lora.num_trainable(measure(config))
 
 
 def test_layers_are_adapted_by_name(alone: dict[str, Outcome]) -> None:

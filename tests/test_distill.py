@@ -175,7 +175,8 @@ def test_targets_are_made_once_for_each_teacher_and_way_of_packing(
     config = lessons.config("once", *words)
     path = lessons.targets(config)
     made = (path / "ids.npy").stat().st_mtime_ns
-    assert lessons.targets(lessons.config("again", *words, "seed=3")) == path
+    assert lessons.targets(lessons.config("again", *words, "train.max_steps=3")) == path
+    assert lessons.targets(lessons.config("drawn", *words, "seed=3")) != path
     assert (path / "ids.npy").stat().st_mtime_ns == made
     shutil.rmtree(path)
     assert lessons.targets(config) == path

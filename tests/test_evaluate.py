@@ -126,7 +126,7 @@ def test_answers_are_compared_with_the_references_that_were_held_out(
     tokenizer = AutoTokenizer.from_pretrained(base)
     if name == "llama":
         prompt = f"<|im_start|>user\n{record['question']}<|im_end|>\n<|im_start|>assistant\n"
-        text = f"{prompt}{record['reference']}<|im_end|>\n"
+        text = f"{prompt}{record['reference']}<|im_end|>"
     else:
         prompt = f"User: {record['question']}\n\nAssistant:"
         text = f"{prompt} {record['reference']}<|endoftext|>"

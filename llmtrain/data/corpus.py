@@ -23,13 +23,14 @@ class Document:
 
     ``learned`` are the character ranges whose tokens have a loss; None: all of them, and the
     end-of-document token that is put behind the text. ``split`` names the side of a document whose
-    source decides it.
+    source decides it. ``is_dialogue`` says that a chat template wrote it.
     """
 
     id: str
     text: str
     learned: tuple[tuple[int, int], ...] | None = None
     split: str | None = None
+    is_dialogue: bool = False
 
     @property
     def num_learned_bytes(self) -> int:

@@ -103,7 +103,7 @@ class ExampleCorpus(Corpus):
             except ConfigError as error:
                 on_bad(error)
             else:
-                yield Document(example.id, text, spans, split)
+                yield Document(example.id, text, spans, split, bool(example.messages))
 
     def rows(self, on_bad: OnBad) -> Iterator[tuple[str | None, Example]]:
         """Every row with the split that its file decides; None: its hash does."""

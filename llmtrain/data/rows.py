@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,10 +97,12 @@ def read_json(file: File, columns: list[str] | None) -> Numbered:
     except UnicodeDecodeError:
         raise refusal(file, "is not UTF-8", "convert it, for instance with iconv") from None
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and content.lstrip().startswith(b"{"):
+        if error.msg == "Extra data" and content.removeprefix(BOM_UTF8).lstrip().startswith(b"{"):
             return read_jsonl(file, columns)
         reason = f"is not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         raise refusal(file, reason, "correct it") from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
+        raise refusal(file, f"cannot be read ({error})", "correct it") from None
     if isinstance(loaded, dict):
         loaded = loaded.get("data", [loaded])
     if not isinstance(loaded, list):
@@ -121,6 +124,8 @@ def parse(line: bytes) -> Any:
         raise BadRow("is not UTF-8", "convert the file, for instance with iconv") from None
     except json.JSONDecodeError as error:
         raise BadRow(f"is not JSON (column {error.colno}: {error.msg})") from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
+        raise BadRow(f"cannot be read ({error})") from None
 
 
 def read_parquet(file: File, columns: list[str] | None) -> Numbered:

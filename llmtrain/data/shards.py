@@ -23,7 +23,7 @@ from llmtrain.errors import ConfigError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT = 3  # raise it when the files change, so that older caches are not taken for new ones
+FORMAT = 4  # raise it when the files change, so that older caches are not taken for new ones
 SHARD_TOKENS = 2**28  # at most, each: 0.5 GiB of uint16
 BATCH_CHARACTERS = 4 * 2**20  # encoded at once: keeps every core busy and memory constant
 MOST_XZ_BYTES = 32 * 2**20  # xz needs a second for each MiB
@@ -194,12 +194,14 @@ def tokenize(
     encode = Encoder(vocabulary, np.dtype(dtype))
     holds_out = hold_out(corpus) if corpus.held_out_fraction else None
     skipped = Skipped(corpus)
+    has_dialogues = False
     xz = XzMeter()
     with ShardWriter(folder, "train") as train, ShardWriter(folder, "held_out") as held_out:
         writers = {"train": train, "held_out": held_out}
         documents = corpus.written(vocabulary.folder, skipped.note)
         for batch in batches(documents, BATCH_CHARACTERS):
             for document, (tokens, mask) in zip(batch, encode(batch), strict=True):
+                has_dialogues |= document.is_dialogue
                 split = document.split or split_of(document, holds_out)
                 writers[split].add(tokens, document.num_learned_bytes, mask)
                 if split == "held_out" and mask is None:
@@ -215,7 +217,7 @@ def tokenize(
         splits=splits,
         held_out_xz_bits_per_byte=xz.bits_per_byte(),
         has_masks=corpus.has_masks,
-        chat_template=corpus.chat_template(vocabulary.folder),
+        chat_template=corpus.chat_template(vocabulary.folder) if has_dialogues else None,
         num_skipped=skipped.count,
         skipped=tuple(skipped.first),
     ).save()

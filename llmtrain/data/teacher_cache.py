@@ -26,7 +26,7 @@ FILES = ("teacher.json", "ids.npy", "log_probs.npy")
 class TeacherHeader:
     """What targets depend on: hashes of the teacher, its vocabulary and the manifest, and numbers.
 
-    ``vocab_size`` is the number of ids that the vocabulary has, K is ``k``.
+    ``vocab_size`` is the number of ids that the vocabulary has, K is ``k``; ``seed`` that of draws.
     """
 
     teacher: str
@@ -37,6 +37,8 @@ class TeacherHeader:
     kind: TargetKind
     k: int
     temperature: float
+    precision: str
+    seed: int | None
 
     def as_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self), "kind": self.kind.value}

@@ -7,6 +7,7 @@ rendered for an answer's beginning is what the model is asked with later, to the
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 MARKS = {"chatml": "<|im_end|>"}  # the token that ends a turn, where a named template has its own
 
 PROBE = "an answer"
+# Some templates write today's date into every text; a run must not depend on its day.
+DAY = date(2024, 7, 26)
+DATE = {"date_string": DAY.strftime("%d %b %Y"), "strftime_now": DAY.strftime}
 
 Span = tuple[int, int]
 
@@ -43,7 +47,7 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         turns = [message._asdict() for message in messages]
-        options: dict[str, Any] = {"add_generation_prompt": asks, **self.tokens}
+        options: dict[str, Any] = {"add_generation_prompt": asks, **DATE, **self.tokens}
         rendered: Any = render_jinja_template([turns], chat_template=self.source, **options)
         return str(rendered[0][0])
 

@@ -19,7 +19,15 @@ if TYPE_CHECKING:  # a cached vocabulary is named without loading the library
 FORMAT = 1  # raise it when training changes, so that older caches are not taken for new ones
 END_OF_DOCUMENT = "<|endoftext|>"
 MOST_TRAINING_BYTES = 256 * 2**20  # merges hardly change beyond; memory and minutes do
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens*", "added_*", "*.model")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens*",
+    "added_*",
+    "*.model",
+    "chat_template*",
+)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 # B batch, L length, D width (or V vocabulary, of a model whose logits are no plain product)
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,22 +43,27 @@ class Learner:
     def __init__(self, model: Any) -> None:
         from torch import nn
 
-        from llmtrain.kernel.heads import plain_head
-
         self.model = model
-        self.parts = plain_head(model)
         self.takes_positions = "position_ids" in signature(base_of(model).forward).parameters
         self.same = nn.Identity()  # the head of a model that gives its logits at once
+
+    @cached_property
+    def parts(self) -> "tuple[nn.Module, nn.Module] | None":
+        """Body and head; tried at the first reading, when the weights are where they belong."""
+        from llmtrain.kernel.heads import plain_head
+
+        return plain_head(self.model)
 
     def read(self, inputs: "dict[str, Tensor]") -> Reading:
         """The features of input_ids [B, L]; position_ids restart with each packed document."""
         from llmtrain.kernel.packed import tell_documents
 
+        parts = self.parts
         tell_documents(self.model, inputs.get("position_ids"))
         if not self.takes_positions:
             inputs = {name: values for name, values in inputs.items() if name != "position_ids"}
-        if self.parts is not None:
-            body, head = self.parts
+        if parts is not None:
+            body, head = parts
             hidden_BLD = body(**inputs, use_cache=False).last_hidden_state
             # Mamba keeps its residuals in fp32
             return Reading(hidden_BLD.to(next(head.parameters()).dtype), head, 0.0, {})

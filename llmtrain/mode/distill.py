@@ -206,9 +206,9 @@ def written_by(
     return {"input_ids": inputs_BL, "labels": labels_BL}
 
 
-def until_end(ids: "Tensor", eos_id: int | list[int]) -> "Tensor":
+def until_end(ids: "Tensor", eos_id: int | list[int] | None) -> "Tensor":
     """An answer with its end-of-sequence token, and none of the padding behind it."""
     import torch
 
-    ends = torch.isin(ids, torch.tensor(eos_id)).nonzero()
+    ends = torch.isin(ids, torch.tensor([] if eos_id is None else eos_id)).nonzero()
     return ids[: int(ends[0]) + 1] if len(ends) else ids

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-FACTS_FORMAT = 4  # raise it when Facts change, so that older caches are not read
+FACTS_FORMAT = 5  # raise it when Facts change, so that older caches are not read
 
 
 class Attention(Enum):

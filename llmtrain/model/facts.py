@@ -39,6 +39,7 @@ class Facts:
     vocab_size: int
     max_seq_len: int | None
     supports_flash: bool
+    supports_sdpa: bool
     linear: dict[str, tuple[int, int]]
     left_out: list[str]
     expert_width: int
@@ -77,6 +78,7 @@ def measure(config: "PreTrainedConfig", trust_remote_code: bool = False) -> Fact
         vocab_size=config.vocab_size,
         max_seq_len=getattr(config, "max_position_embeddings", None),
         supports_flash=supports_flash(config, head_dim),
+        supports_sdpa=bool(getattr(model, "_supports_sdpa", False)),
         linear={name: sizes_of(layer) for name, layer in called_layers(model)},
         left_out=left_out(model),
         expert_width=sum(len(param) * sum(param.shape[1:]) for _, param in stacks(model)),

@@ -7,6 +7,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# What peft takes for experts in the mixtures that transformers used to lay out as these two.
+EXPERT_NAMES = {
+    "mixtral": ("gate", "w1", "w2", "w3"),
+    "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj"),
+}
+
+
 class Adaptable(NamedTuple):
     """Names of linear layers, and of parameters that stack the matrices of a mixture's experts."""
 
@@ -30,13 +37,16 @@ def adaptable_layers(model: "nn.Module") -> list[tuple[str, Any]]:
 
 
 def called_layers(model: "nn.Module") -> list[tuple[str, Any]]:
-    """The linear layers whose modules are called.
+    """The linear layers whose modules are called, by names that mean them to peft.
 
     Left out is what a state-space mixer multiplies with without calling the module: an adapter
     there would learn nothing, or only until a fused kernel is installed.
     """
-    layers = linear_layers(model)
-    return [(name, module) for name, module in layers if not is_used_by_weight(model, name)]
+    return [
+        (name, module)
+        for name, module in linear_layers(model)
+        if not is_used_by_weight(model, name) and not is_taken_for_experts(model, name)
+    ]
 
 
 def stacks(model: Any) -> list[tuple[str, Any]]:
@@ -68,6 +78,14 @@ def is_used_by_weight(model: "nn.Module", name: str) -> bool:
     parent, _, last = name.rpartition(".")
     mixer = model.get_submodule(parent)
     return hasattr(mixer, "A_log") and f"self.{last}.weight" in inspect.getsource(type(mixer))
+
+
+def is_taken_for_experts(model: Any, name: str) -> bool:
+    """Whether peft adapts a mixture's experts in place of this layer, at twice the rank."""
+    from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
+
+    layout = _MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type)
+    return name.rpartition(".")[2] in EXPERT_NAMES.get(str(layout), ())
 
 
 def shortened(chosen: list[str], everything: list[str]) -> list[str]:

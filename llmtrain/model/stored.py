@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from llmtrain.errors import ConfigError
 
@@ -23,6 +24,14 @@ def check_path(key: str, path: str) -> None:
         raise ConfigError(
             key, path, "does not exist", "give a folder or a hub name such as org/model"
         )
+
+
+def make_savable(settings: Any) -> None:
+    """Let a generation config sample where it only says how: transformers saves no other."""
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
 
 
 def digest_of_weights(folder: Path) -> str:

@@ -22,6 +22,8 @@ HEADER = TeacherHeader(
     kind=TargetKind.top_k,
     k=12,
     temperature=2.0,
+    precision="fp32",
+    seed=0,
 )
 
 
