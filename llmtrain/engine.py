@@ -67,7 +67,32 @@ def build_engine(
         dist_init_required=False,
     )
     undo_trial_step(engine)
+    if plan.zero_stage == 3:
+        watch_weights(model)
     return engine
+
+
+def watch_weights(model: "torch.nn.Module") -> None:
+    """Tell stage 3 which weights are read without a call of their own modules.
+
+    DeepSpeed finds them by itself unless it is fetching them already: then they are read empty.
+    """
+    import deepspeed
+
+    for module in model.modules():
+        for param in weights_read_by(module):
+            deepspeed.zero.register_external_parameter(module, param)
+
+
+def weights_read_by(module: Any) -> list[Any]:
+    """What a state-space mixer, a DoRA and peft's adapter of experts multiply with directly."""
+    if hasattr(module, "A_log"):
+        return [param for layer in module.children() for param in layer.parameters(recurse=False)]
+    if getattr(module, "lora_magnitude_vector", None):
+        return [*module.get_base_layer().parameters(), *module.lora_A.parameters()]
+    if hasattr(module, "parameter_name"):
+        return [module.get_param(), *module.lora_A.parameters(), *module.lora_B.parameters()]
+    return []
 
 
 def undo_trial_step(engine: "DeepSpeedEngine") -> None:
