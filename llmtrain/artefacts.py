@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from llmtrain.data.shards import Manifest
 
+TOKENIZER = 'tokenizer = AutoTokenizer.from_pretrained("{folder}")'
 PACKAGES = (
     "torch",
     "deepspeed",
@@ -28,21 +29,12 @@ PACKAGES = (
     "numpy",
 )
 
-LOADING = """    from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained("{folder}")
-"""
 
-LOADING_ADAPTER = """    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoTokenizer
-    model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
-"""
-
-
-def readme(name: str, folder: Path, trained: str, is_adapter: bool) -> str:
+def readme(name: str, folder: Path, trained: str, opening: str) -> str:
     """What a model's folder says of itself: how it was trained, and the lines that open it."""
-    loading = (LOADING_ADAPTER if is_adapter else LOADING).format(folder=folder)
-    tokenizer = f'    tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
-    return f"# {name}\n\nTrained by llmtrain: {trained}.\n\n{loading}{tokenizer}"
+    lines = [*opening.format(folder=folder).splitlines(), TOKENIZER.format(folder=folder)]
+    code = "\n".join(f"    {line}" for line in lines)
+    return f"# {name}\n\nTrained by llmtrain: {trained}.\n\n{code}\n"
 
 
 def save_model(

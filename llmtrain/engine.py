@@ -52,11 +52,8 @@ def build_engine(
     import torch
 
     torch.manual_seed(config.seed)
-    is_fresh = config.model.path is None
-    with device if is_fresh else nullcontext():  # transformers reads stored weights to the host
+    with device if config.model.path is None else nullcontext():  # stored weights are moved later
         model: Any = build_model(config, plan, vocabulary)
-    if plan.offload_params == "none":
-        model.to(device)
     teacher = build_teacher(config, plan, device) if reads_teacher(config) else None
     objective = objective_of(model, config.mode, teacher)
     optimizer = config.optimizer.build(model, plan.device, plan.offload_optimizer != "none")

@@ -265,7 +265,7 @@ def save_folder(run: Run, path: Path, loss: float) -> None:
         path,
         f"{run.step} steps, {run.step * run.plan.tokens_per_step:,} tokens, "
         f"held-out loss {loss:.4f}",
-        is_adapter=run.config.adapter.freezes,
+        opening=run.config.adapter.opening,
     )
     save_model(path, run.engine, run.manifest, text, run.ranks.is_first)
 

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 class Adapter(Part):
     """``lr`` is what is sensible to train it with: ``optimizer.lr`` points here.
 
-    ``weight_bytes`` is what a frozen weight takes where it is not the training's 2 or 4.
+    ``opening`` are the lines of Python that open what was saved. ``weight_bytes`` is what a frozen
+    weight takes where it is not the training's 2 or 4.
     """
 
     lr: float | None = unlearned(None, above=0)
 
     freezes: ClassVar[bool] = False
+    opening: ClassVar[str] = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        'model = AutoModelForCausalLM.from_pretrained("{folder}")'
+    )
     weight_bytes: ClassVar[float | None] = None
 
     def check(self, path: str | None, precision: str | None) -> None:

@@ -27,6 +27,11 @@ class LoRA(Adapter):
     target_modules: Any = "auto"
 
     freezes: ClassVar[bool] = True
+    opening: ClassVar[str] = (
+        "from peft import AutoPeftModelForCausalLM\n"
+        "from transformers import AutoTokenizer\n"
+        'model = AutoPeftModelForCausalLM.from_pretrained("{folder}")'
+    )
     use_dora: ClassVar[bool] = False
 
     def check(self, path: str | None, precision: str | None) -> None:

@@ -20,6 +20,16 @@ class QLoRA(LoRA):
 
     kind: str = "qlora"
 
+    opening: ClassVar[str] = (
+        "from peft import AutoPeftModelForCausalLM\n"
+        "from transformers import AutoTokenizer, BitsAndBytesConfig\n"
+        "as_trained = BitsAndBytesConfig(\n"
+        '    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True\n'
+        ")\n"
+        "model = AutoPeftModelForCausalLM.from_pretrained(\n"
+        '    "{folder}", quantization_config=as_trained\n'
+        ")"
+    )
     weight_bytes: ClassVar[float | None] = 0.516  # 4 bits, and 0.127 for the scales (section 3)
 
     def check(self, path: str | None, precision: str | None) -> None:
