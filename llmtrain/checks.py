@@ -147,7 +147,9 @@ def check_length(config: RunConfig, facts: Facts, whose: str) -> None:
         and config.train.seq_len > facts.max_seq_len
     ):
         reason = f"is longer than {whose} {facts.max_seq_len} positions"
-        remedy = "shorten it or raise model.config.max_position_embeddings"
+        remedy = f"set train.seq_len={facts.max_seq_len}"
+        if config.model.path is None:
+            remedy += " or raise model.config.max_position_embeddings"
         raise ConfigError("train.seq_len", config.train.seq_len, reason, remedy)
 
 

@@ -150,7 +150,7 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
         warnings=(),
         reasons=reasons,
     )
-    return replace(plan, warnings=tuple(warn(plan)))
+    return replace(plan, warnings=(*warn(plan), *warn_of_rate(config)))
 
 
 def of_machine(machine: Machine, precision: str) -> dict[str, Any]:
@@ -283,11 +283,26 @@ def warn(plan: Plan) -> list[str]:
     return found
 
 
+def warn_of_rate(config: RunConfig) -> list[str]:
+    """A model that starts afresh learns little at the rate of fine-tuning, which rows bring."""
+    sensible = config.model.recipe.lr
+    if (
+        config.model.path is not None
+        or not config.data.has_masks
+        or config.optimizer.lr >= sensible
+    ):
+        return []
+    return [
+        f"optimizer.lr={config.optimizer.lr:g} suits models that are fine-tuned, and "
+        f"model={config.model.name} starts afresh: its own is optimizer.lr={sensible:g}."
+    ]
+
+
 def warn_of_rows(plan: Plan) -> list[str]:
     """Rows that are not trained on as they are."""
     data, found = plan.data, []
     if data.num_skipped:
-        found.append(f"{data.num_skipped:,} rows are skipped: {data.first_skipped}")
+        found.append(f"{data.num_skipped:,} rows are skipped, the first: {data.first_skipped}")
     if data.num_cut:
         found.append(
             f"{data.num_cut:,} of {data.num_rows:,} rows are longer than train.seq_len="

@@ -19,7 +19,8 @@ def check_path(key: str, path: str) -> None:
         raise ConfigError(
             key, path, "holds no config.json", "give a folder such as outputs/<run>/final"
         )
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    is_beside = "/" in path and folder.parent.is_dir()  # outputs/<a run that is not there>
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or is_beside
     if looks_local and not folder.exists():
         raise ConfigError(
             key, path, "does not exist", "give a folder or a hub name such as org/model"

@@ -113,7 +113,7 @@ def test_bad_rows_are_skipped_and_counted_where_that_is_asked(
     assert "rows.jsonl:4: has no completion" in manifest.skipped[1]
     assert manifest.train.num_documents + manifest.held_out.num_documents == 8
     config = compose_config(*words(models, tmp_path, tmp_path / "rows.jsonl"))
-    assert "2 rows are skipped: data.path=" in make_plan(config, manifest).warnings[0]
+    assert "2 rows are skipped, the first: data.path=" in make_plan(config, manifest).warnings[0]
 
 
 @pytest.mark.parametrize(
