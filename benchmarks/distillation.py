@@ -1,8 +1,8 @@
 """Whether a teacher helps: a small student alone and with a larger teacher, on the same tokens.
 
-    python -m benchmarks.distillation [--tokens 350000] [--teacher-tokens 1200000] [--seeds 3]
+    python -m benchmarks.distillation [--tokens 200000] [--teacher-tokens 500000] [--seeds 3]
 
-A 21M Llama is pretrained on the embedded corpus and becomes the teacher. For each seed a 6M Llama
+A 23M Llama is pretrained on the embedded corpus and becomes the teacher. For each seed a 6M Llama
 is trained alone, and again from its logits: same initial weights, same batches in the same order,
 same optimizer. Held-out losses are plain cross-entropy on documents that neither has seen. It
 ends with a table and writes results/<date>-<machine>/distillation.json; killed, it continues.
@@ -27,8 +27,8 @@ METHOD = ["mode=distill", "mode.method=logits", "model@teacher=pretrained", "dat
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--outputs", type=Path, default=Path("outputs/distillation"))
-    options.add_argument("--tokens", type=int, default=350_000)
-    options.add_argument("--teacher-tokens", type=int, default=1_200_000)
+    options.add_argument("--tokens", type=int, default=200_000)
+    options.add_argument("--teacher-tokens", type=int, default=500_000)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--alpha", type=float, default=0.5)
     arguments = options.parse_args()
