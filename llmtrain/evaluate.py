@@ -25,6 +25,7 @@ from llmtrain.finished import (
     find_model,
     open_finished,
     open_manifest,
+    options_of,
     run_folder,
     tokenizer_of,
 )
@@ -67,13 +68,7 @@ def main(words: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    options = argparse.ArgumentParser(
-        prog="python -m llmtrain.evaluate",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    options.add_argument("run", help="a run folder, any Hugging Face folder, or a hub name")
+    options = options_of("evaluate", __doc__, EXAMPLES)
     options.add_argument("--data", help="a file or a choice of conf/data; default: the run's own")
     options.add_argument(
         "--suite", default="auto", help="auto, perplexity, answers, raft, or lm-eval:TASK"
@@ -84,8 +79,6 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--max-new-tokens", type=int, default=256, help="of an answer")
     options.add_argument("--seq-len", type=int, help="tokens read at once; default: as trained")
     options.add_argument("--batch-size", type=int, default=8)
-    options.add_argument("--base", help="the folder of an adapter's base, where it has moved")
-    options.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     options.add_argument("--out", help="write the result to this .json file")
     options.add_argument("--json", action="store_true", help="print the result as JSON")
     return options

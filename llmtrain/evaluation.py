@@ -18,7 +18,7 @@ def evaluate(run: Run, num_sequences: int, record: bool = True) -> dict[str, flo
     """Loss, perplexity and bits per byte over some held-out sequences, on all ranks together."""
     import torch
 
-    sequences = run.open_split("held_out")
+    sequences = run.held_out
     num_sequences = min(num_sequences, len(sequences))
     run.engine.module.eval()
     loss_sum, num_tokens = 0.0, 0
@@ -68,7 +68,7 @@ def take_sample(run: Run) -> str:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(run.manifest.vocabulary.folder)
-    sequences, model = run.open_split("held_out"), run.engine.module.model
+    sequences, model = run.held_out, run.engine.module.model
     room = run.plan.max_seq_len or run.plan.seq_len + SAMPLE_TOKENS
     most = PROMPT_TOKENS if not run.manifest.has_masks else room - SAMPLE_TOKENS
     prompt_BL = torch.from_numpy(sequences.prompt(max(1, min(most, run.plan.seq_len))))[None]

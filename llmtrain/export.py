@@ -19,6 +19,7 @@ from llmtrain.finished import (
     open_finished,
     open_manifest,
     open_model,
+    options_of,
     run_folder,
 )
 from llmtrain.folder import publish, write_json, write_text
@@ -55,19 +56,11 @@ def main(words: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    options = argparse.ArgumentParser(
-        prog="python -m llmtrain.export",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    options.add_argument("run", help="a run folder, any Hugging Face folder, or a hub name")
+    options = options_of("export", __doc__, EXAMPLES)
     options.add_argument("--to", required=True, choices=sorted(EXPORTS))
     options.add_argument("--dtype", choices=sorted(DTYPES), help="default: as the weights are")
     options.add_argument("--out", help="the folder to write; default: <run>/export/<to>")
     options.add_argument("--which", default="auto", choices=["auto", "final", "best"])
-    options.add_argument("--base", help="the folder of an adapter's base, where it has moved")
-    options.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return options
 
 

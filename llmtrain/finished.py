@@ -3,6 +3,7 @@
 Whatever is opened is data: safetensors and JSON, no pickle and no code that lies beside them.
 """
 
+import argparse
 import json
 import os
 import re
@@ -57,6 +58,20 @@ class Finished:
     def num_positions(self) -> int | None:
         """How many tokens it can read and write together; None where nothing bounds them."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def options_of(name: str, summary: str | None, examples: str) -> argparse.ArgumentParser:
+    """A parser with what every command on a finished model takes: which one, and where it runs."""
+    options = argparse.ArgumentParser(
+        prog=f"python -m llmtrain.{name}",
+        description=summary,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("run", help="a run folder, any Hugging Face folder, or a hub name")
+    options.add_argument("--base", help="the folder of an adapter's base, where it has moved")
+    options.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    return options
 
 
 def command(carry_out: Callable[[Any], None], arguments: Any) -> int:

@@ -15,7 +15,7 @@ from llmtrain.data.formats import ROLES
 from llmtrain.data.raft import Prompt, raft_messages, sections_of
 from llmtrain.data.source.raft import Raft
 from llmtrain.errors import ConfigError
-from llmtrain.finished import Finished, command, config_of, open_finished
+from llmtrain.finished import Finished, command, config_of, open_finished, options_of
 from llmtrain.folder import write_text
 from llmtrain.held_out import examples_of
 from llmtrain.writing import Answer, Ids, Sampling, Writer
@@ -44,13 +44,7 @@ def main(words: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    options = argparse.ArgumentParser(
-        prog="python -m llmtrain.generate",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    options.add_argument("run", help="a run folder, any Hugging Face folder, or a hub name")
+    options = options_of("generate", __doc__, EXAMPLES)
     what = options.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="a text to continue, or a question to answer")
     what.add_argument("--chat", action="store_true", help="talk; /reset forgets, /exit ends")
@@ -68,8 +62,6 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--batch-size", type=int, default=8, help="prompts of a file at once")
     options.add_argument("--out", help="the .jsonl file to write the answers of --file to")
     options.add_argument("--which", default="auto", choices=["auto", "final", "best"])
-    options.add_argument("--base", help="the folder of an adapter's base, where it has moved")
-    options.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return options
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from llmtrain.data.corpus import Corpus, Document
+from llmtrain.data.encoding import encode_marked
 from llmtrain.data.example import Example
 from llmtrain.data.examples import ExampleCorpus
 from llmtrain.data.sequences import NO_LABEL, Sequences, open_sequences
-from llmtrain.data.shards import Manifest, encode_marked
+from llmtrain.data.shards import Manifest
 from llmtrain.data.split import hold_out
 from llmtrain.errors import ConfigError
 from llmtrain.finished import Finished

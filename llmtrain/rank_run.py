@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.config import RunConfig
@@ -108,6 +109,11 @@ class Run:
     def any(self, value: bool) -> bool:
         """Whether something holds on any rank."""
         return self.sum(float(value)) > 0
+
+    @cached_property
+    def held_out(self) -> "Sequences":
+        """The held-out split, put into sequences once."""
+        return self.open_split("held_out")
 
     def open_split(self, split: str) -> "Sequences":
         """The sequences of a split; of the held-out one, all that there is."""

@@ -206,27 +206,17 @@ def end_ids(finished: Finished) -> set[int]:
     answer where that is a special token.
     """
     tokenizer = finished.tokenizer
-    ends: set[int] = set()
+    ends: set[int | None] = set()
     for found in (
         finished.model.generation_config.eos_token_id,
         finished.model.config.eos_token_id,
         tokenizer.eos_token_id,
     ):
         ends |= set(found if isinstance(found, list) else [found])
-    return {end for end in ends | turn_end(tokenizer) if end is not None}
-
-
-def turn_end(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """The special token that the chat template puts behind an answer, if there is one."""
-    from jinja2 import TemplateError
-
-    dialogue = [Message("user", "question"), Message("assistant", PROBE)]
-    try:
-        behind = template_of(tokenizer).render(dialogue).rpartition(PROBE)[2]
-    except TemplateError:
-        return set()
-    first = tokenizer(behind, add_special_tokens=False)["input_ids"][:1]
-    return set(first) & set(tokenizer.added_tokens_decoder)
+    mark = template_of(tokenizer).end()
+    if mark is not None:
+        ends.add(tokenizer.backend_tokenizer.token_to_id(mark))
+    return {end for end in ends if end is not None}
 
 
 def shortened(writer: Writer, prompt: Ids) -> Ids:

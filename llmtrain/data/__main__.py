@@ -142,7 +142,7 @@ def show_lengths(
 def show_tokens(
     arguments: argparse.Namespace, folder: Path, examples: list[Example], console: "Console"
 ) -> None:
-    from llmtrain.data.shards import Encoder
+    from llmtrain.data.encoding import Encoder
     from llmtrain.data.tokenizer import open_vocabulary
 
     template = open_template(folder, arguments.template)

@@ -21,8 +21,8 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from llmtrain.data.corpus import Document
+from llmtrain.data.encoding import Encoder
 from llmtrain.data.example import Example, LossOn, Message
-from llmtrain.data.shards import Encoder
 from llmtrain.data.template import ChatTemplate, end_ids, open_template
 from llmtrain.data.tokenizer import load, open_vocabulary
 from llmtrain.errors import ConfigError
