@@ -25,7 +25,7 @@ from llmtrain.errors import DONE, REFUSED, ConfigError
 from llmtrain.folder import RunFolder, write_text
 from llmtrain.metrics import read_records
 from llmtrain.plan import Plan
-from llmtrain.plan_table import show_plan
+from llmtrain.plan.table import show_plan
 
 COLUMNS = 100
 MOST_LINES = 4  # of progress, at the beginning and again at the end

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from llmtrain.errors import ConfigError
 from llmtrain.schema import Part, unlearned
@@ -46,6 +46,7 @@ class Local(Part):
     """This machine. ``grace_seconds`` is how long ranks may take to save after Ctrl+C."""
 
     kind: str = "local"
+    starts_ranks: ClassVar[bool] = True
     grace_seconds: float = unlearned(600.0, above=0)
 
     def check(self, device: str, ranks: int, num_nodes: int) -> None:

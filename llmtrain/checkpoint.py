@@ -11,6 +11,7 @@ Only data is read back: safetensors and JSON, nothing is unpickled.
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,34 @@ def inner_state(engine: "DeepSpeedEngine", flat: "Tensor") -> dict[str, Any]:
     return optimizer.state[flat]
 
 
+@contextmanager
+def in_memory(
+    engine: "DeepSpeedEngine", flat: "Tensor", is_changed: bool = False
+) -> Iterator[None]:
+    """Have one of the optimizer's tensors and its state here, where they lie on a disk otherwise.
+
+    What ``is_changed`` meanwhile goes back to the disk.
+    """
+    optimizer, index = engine.optimizer, swapped_index(engine, flat)
+    if index is not None:
+        optimizer._optimizer_states_and_gradient_swap_in(index)
+    yield
+    if index is not None and is_changed:
+        optimizer._writeback_swap_state(index, write_opt_state=True, write_gradients=False)
+    elif index is not None:
+        optimizer._release_swap_buffers(index)
+
+
+def swapped_index(engine: "DeepSpeedEngine", flat: "Tensor") -> int | None:
+    """The number of a tensor among stage 3's, if it lies on a disk between steps."""
+    optimizer = engine.optimizer
+    if not getattr(optimizer, "swap_optimizer", False):
+        return None
+    tensors = optimizer.fp32_partitioned_groups_flat
+    index = next(index for index, tensor in enumerate(tensors) if tensor is flat)
+    return index if optimizer._swappable_optimizer_subgroup(index) else None
+
+
 def elementwise(state: dict[str, Any], flat: "Tensor") -> dict[str, "Tensor"]:
     """The states that hold one value for each value of the parameter."""
     return {
@@ -145,22 +174,31 @@ def owned_tensors(engine: "DeepSpeedEngine") -> dict[str, "Tensor"]:
     States that are not elementwise (blocks of 8-bit values) are kept whole, by the number of their
     tensor: they fit the same ranks and stage only.
     """
-    owned = pieces(engine)
-    tensors = {}
-    for piece in owned:
-        state = elementwise(inner_state(engine, piece.flat), piece.flat)
-        for name, values in {MASTER: piece.flat.detach(), **state}.items():
-            copy = piece.view(values.detach()).to("cpu", copy=True)
-            tensors[f"{name}|{piece.name}|{piece.start}"] = copy
-    for number, flat in enumerate(flats(owned)):
-        for name, value in block_states(inner_state(engine, flat), flat).items():
-            tensors[f"{name}|#{number}|0"] = value.detach().to("cpu", copy=True)
+    tensors: dict[str, Tensor] = {}
+    for number, (flat, owned) in enumerate(by_flat(pieces(engine))):
+        with in_memory(engine, flat):
+            tensors |= copies(number, owned, {MASTER: flat, **inner_state(engine, flat)})
     return tensors
 
 
-def flats(owned: list[Piece]) -> list["Tensor"]:
-    """Each of the optimizer's tensors once, in order."""
-    return list({id(piece.flat): piece.flat for piece in owned}.values())
+def copies(number: int, owned: list[Piece], state: dict[str, Any]) -> dict[str, "Tensor"]:
+    """Copies on the host of the pieces in the optimizer's tensor ``number``, and of its state."""
+    flat, tensors = owned[0].flat, {}
+    for piece in owned:
+        for name, values in elementwise(state, flat).items():
+            copy = piece.view(values.detach()).to("cpu", copy=True)
+            tensors[f"{name}|{piece.name}|{piece.start}"] = copy
+    for name, value in block_states(state, flat).items():
+        tensors[f"{name}|#{number}|0"] = value.detach().to("cpu", copy=True)
+    return tensors
+
+
+def by_flat(owned: list[Piece]) -> list[tuple["Tensor", list[Piece]]]:
+    """Each of the optimizer's tensors, in order, with the pieces in it."""
+    groups: dict[int, list[Piece]] = {}
+    for piece in owned:
+        groups.setdefault(id(piece.flat), []).append(piece)
+    return [(group[0].flat, group) for group in groups.values()]
 
 
 def block_states(state: dict[str, Any], flat: "Tensor") -> dict[str, "Tensor"]:
@@ -203,7 +241,7 @@ def whole_state(
         "world_size": ranks.world_size,
         "zero_stage": engine.zero_optimization_stage(),
         "scaler": {name: getattr(scaler(engine), name, None) for name in SCALER_FIELDS},
-        "scalars": [scalars(inner_state(engine, flat)) for flat in flats(pieces(engine))],
+        "scalars": [scalars(inner_state(engine, flat)) for flat, _ in by_flat(pieces(engine))],
         **extra,
     }
 
@@ -226,21 +264,32 @@ def load(path: Path, engine: "DeepSpeedEngine", ranks: Ranks) -> dict[str, Any]:
 
     saved = read_state(path)
     fragments = Fragments(path, ranks.rank)
-    owned = pieces(engine)
     with torch.no_grad():
-        for number, flat in enumerate(flats(owned)):
-            names = {piece.name for piece in owned if piece.flat is flat}
-            restore_flat_state(inner_state(engine, flat), flat, number, names, saved, fragments)
-        for piece in owned:
-            state = inner_state(engine, piece.flat)
-            for name, values in {MASTER: piece.flat, **elementwise(state, piece.flat)}.items():
-                fragments.fill(name, piece, piece.view(values))
+        for number, (flat, owned) in enumerate(by_flat(pieces(engine))):
+            with in_memory(engine, flat, is_changed=True):
+                restore_flat(engine, owned, number, saved, fragments)
         refresh_weights(engine)
     for name, value in saved["scaler"].items():
         if value is not None:
             setattr(scaler(engine), name, value)
     restore_random_state(path / f"rng_{ranks.rank}.safetensors")
     return saved
+
+
+def restore_flat(
+    engine: "DeepSpeedEngine",
+    owned: list[Piece],
+    number: int,
+    saved: dict[str, Any],
+    fragments: "Fragments",
+) -> None:
+    """Fill the pieces in the optimizer's tensor ``number``, and its state."""
+    flat = owned[0].flat
+    state = inner_state(engine, flat)
+    restore_flat_state(state, flat, number, {piece.name for piece in owned}, saved, fragments)
+    for piece in owned:
+        for name, values in {MASTER: flat, **elementwise(state, flat)}.items():
+            fragments.fill(name, piece, piece.view(values))
 
 
 def restore_flat_state(
@@ -324,8 +373,9 @@ def refresh_weights(engine: "DeepSpeedEngine") -> None:
     if stage in (1, 2):
         optimizer.update_lp_params()
     elif stage == 3:
-        for index in range(len(optimizer.fp16_groups)):
-            optimizer._reassign_or_swap_out_partitioned_parameters(index)
+        for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            with in_memory(engine, flat):
+                optimizer._reassign_or_swap_out_partitioned_parameters(index)
     elif hasattr(optimizer, "fp16_groups"):
         for params, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             for param, master in zip(params, masters, strict=True):

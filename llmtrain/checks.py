@@ -1,5 +1,7 @@
 """What can be refused before anything starts, each in one line."""
 
+import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +10,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.hardware import Machine
 from llmtrain.kernel.packed import keeps_apart
 from llmtrain.model.facts import Facts
+from llmtrain.offloading import require_libaio
 from llmtrain.optimizer.base import require_compiler
 from llmtrain.schema import check_bounds
 
@@ -30,7 +33,7 @@ def check(config: RunConfig) -> None:
     check_recomputation(config)
     config.model.check()
     config.data.check()
-    config.adapter.check(config.model.path, config.train.precision)
+    config.adapter.check()
     config.mode.check()
     check_mode(config)
 
@@ -90,11 +93,14 @@ def check_recomputation(config: RunConfig) -> None:
         raise ConfigError("train.activation_checkpointing", value, "is not understood", remedy)
 
 
-def check_vocabulary(facts: Facts, manifest: "Manifest | None") -> None:
+def check_vocabulary(config: RunConfig, facts: Facts, manifest: "Manifest | None") -> None:
+    """A token beyond the embedding has no row; that of stored weights is as large as it is."""
     if manifest is not None and manifest.vocabulary.size > facts.vocab_size:
         size = manifest.vocabulary.size
         reason = f"is smaller than the tokenizer's {size} entries"
         remedy = f"set it to {-(-size // 64) * 64} or take a smaller tokenizer"
+        if config.model.path is not None:
+            remedy = "give the weights' own tokenizer: one more token would need one more row"
         raise ConfigError("model.config.vocab_size", facts.vocab_size, reason, remedy)
 
 
@@ -114,9 +120,7 @@ def check_stage(config: RunConfig, machine: Machine) -> None:
         if not optimizer.offloads:
             reason = f"is not possible with optimizer={optimizer.kind}"
             raise ConfigError(f"zero.{name}", asked.value, reason, "take optimizer=adamw")
-        if asked.value == "nvme":
-            raise ConfigError(f"zero.{name}", "nvme", "cannot be resumed from yet", "take cpu")
-        needed = 3 if name == "offload_params" else 1
+        needed = 3 if name == "offload_params" or asked.value == "nvme" else 1
         if stage is not None and stage < needed:
             raise ConfigError(
                 "zero.stage", stage, f"cannot offload so ({name})", f"take {needed} or more"
@@ -131,7 +135,7 @@ def check_model(config: RunConfig, facts: Facts, manifest: "Manifest | None") ->
     if manifest is not None:
         check_enough(config, manifest)
     check_documents(config, facts)
-    check_vocabulary(facts, manifest)
+    check_vocabulary(config, facts, manifest)
 
 
 def check_teacher(config: RunConfig, facts: Facts) -> None:
@@ -183,10 +187,42 @@ def check_documents(config: RunConfig, facts: Facts) -> None:
         raise ConfigError(key, "true", reason, f"set {key}=false")
 
 
-def check_compiler(config: RunConfig, offload_optimizer: str) -> None:
+def check_here(config: RunConfig, offload_optimizer: str, offload_params: str) -> None:
+    """Raise ConfigError for what this machine lacks to train a run that can be planned anywhere."""
+    config.adapter.check_here(config.model.path)
+    config.optimizer.check_here()
+    check_compiler(config, offload_optimizer, offload_params)
+
+
+def check_compiler(config: RunConfig, offload_optimizer: str, offload_params: str = "none") -> None:
     """What a run compiles at its start needs a compiler on this machine."""
     if config.train.compile:
         require_compiler("train.compile", "true", "leave it out")
     if offload_optimizer != "none":
         remedy = "take optimizer=adamw8bit, a smaller model or more devices"
         require_compiler("zero.offload_optimizer", offload_optimizer, remedy)
+    for name, place in (("optimizer", offload_optimizer), ("params", offload_params)):
+        if place == "nvme":
+            require_libaio(f"zero.offload_{name}")
+
+
+def check_interval(
+    every: int, num_steps: int, step_seconds: float, limit_seconds: float | None
+) -> None:
+    """Raise ConfigError for a run whose job ends before the first checkpoint is written.
+
+    ``limit_seconds`` is what the job has left (:func:`seconds_left`), None without a limit.
+    """
+    if limit_seconds is None or min(every, num_steps) * step_seconds < limit_seconds:
+        return
+    hours, limit_hours = every * step_seconds / 3600, limit_seconds / 3600
+    most = int(limit_seconds / step_seconds / 2)
+    reason = f"takes {hours:.2g} h, and this job ends in {limit_hours:.2g} h: nothing would be kept"
+    remedy = f"set it to at most {most}" if most else "ask for a longer job"
+    raise ConfigError("checkpoint.every", every, reason, remedy)
+
+
+def seconds_left() -> float | None:
+    """Until the Slurm job around this process ends; None outside one."""
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    return int(end) - time.time() if end.isdigit() else None

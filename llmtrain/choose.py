@@ -37,6 +37,23 @@ def check_bf16(asked: str, machine: Machine) -> None:
         raise ConfigError("train.precision", asked, reason, "take fp16")
 
 
+def warn_of_precision(model: CausalLM, machine: Machine, precision: str) -> list[str]:
+    """A line for weights that are trained in the other 16-bit format than they were saved in."""
+    saved = model.saved_dtype
+    if saved == "bfloat16" and precision == "fp16":
+        other = "bf16" if machine.has_bf16 else "fp32"
+        return [
+            f"train.precision=fp16 ends at 65504, and model={model.name} was saved in bf16, which "
+            f"goes on to 3e38: should the loss become NaN, take train.precision={other}."
+        ]
+    if saved == "float16" and precision in ("bf16", "bf16_pure"):
+        return [
+            f"train.precision={precision} keeps 8 of the 11 bits in which model={model.name} was "
+            "saved: it starts a little off what it was. train.precision=fp16 keeps them."
+        ]
+    return []
+
+
 def choose_attention(
     config: RunConfig, machine: Machine, facts: Facts, precision: str, reasons: Reasons
 ) -> str:

@@ -6,8 +6,9 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
 
 from llmtrain.folder import RunFolder
 from llmtrain.metrics import read_records
@@ -31,7 +32,6 @@ class Progress:
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
@@ -61,7 +61,10 @@ class Progress:
         step = max(status.get("step", 0), self.latest.get("step", 0))
         description = status.get("phase") or f"step {step:,}/{self.plan.num_steps:,}"
         self.bar.update(
-            self.task, completed=step, description=description, figures=figures(self.latest)
+            self.task,
+            completed=step,
+            description=description,
+            figures=figures(self.latest, self.plan),
         )
 
     def new_records(self) -> list[dict[str, Any]]:
@@ -75,12 +78,13 @@ class Progress:
         return fresh
 
 
-def figures(record: dict[str, Any]) -> str:
+def figures(record: dict[str, Any], plan: Plan) -> str:
     """The figures of the bar."""
     if "loss" not in record:
         return ""
     held_out = f"  held-out {record['eval_loss']:.3f}" if "eval_loss" in record else ""
-    return f"loss {record['loss']:.3f}{held_out}  {record['tokens_per_second']:,.0f} tok/s"
+    loss = f"loss {record['loss']:.3f}{held_out}"
+    return f"{loss}  {record['tokens_per_second']:,.0f} tok/s  {beside_the_plan(record, plan)}"
 
 
 def line_of(record: dict[str, Any], plan: Plan) -> str:
@@ -89,13 +93,44 @@ def line_of(record: dict[str, Any], plan: Plan) -> str:
     if "eval_loss" in record:
         bits = record["eval_bits_per_byte"]
         return f"{step}  held-out loss {record['eval_loss']:.4f}  {bits:.4f} bits per byte"
-    left = (plan.num_steps - record["step"]) * record["step_seconds"]
     mfu = f"  MFU {record['mfu']:.0%}" if record["mfu"] is not None else ""
     return (
         f"{step}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
-        f"{record['tokens_per_second']:,.0f} tok/s{mfu}  {record['memory_gib']:.2f} GiB  "
-        f"{time.strftime('%H:%M:%S', time.gmtime(left))} left"
+        f"{record['tokens_per_second']:,.0f} tok/s{mfu}  {beside_the_plan(record, plan)}"
     )
+
+
+def beside_the_plan(record: dict[str, Any], plan: Plan) -> str:
+    """Peak memory and time left as they are measured, and in brackets as they were planned."""
+    num_left = plan.num_steps - record["step"]
+    left = clock(num_left * record["step_seconds"])
+    planned = ""
+    if plan.total_hours is not None:
+        planned = f" ({clock(num_left / plan.num_steps * plan.total_hours * 3600)})"
+    peak = plan.memory["device_peak_gib"]
+    return f"{record['memory_gib']:.2f} GiB ({peak:.2f})  {left} left{planned}"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds; hours may be many."""
+    return f"{int(seconds // 3600):02}:{time.strftime('%M:%S', time.gmtime(seconds))}"
+
+
+def show_growth(folder: RunFolder, plan: Plan, console: Console | None = None) -> None:
+    """Print what memory was planned for, and what was measured over the steps."""
+    table = Table("GiB", "planned", "measured", title="memory", title_justify="left")
+    for name, gib in plan.memory["components"].items():
+        table.add_row(name, f"{gib:.2f}")
+    table.add_row("peak", f"{plan.memory['device_peak_gib']:.2f}", end_section=True)
+    for record in spread([r for r in read_records(folder.metrics) if "loss" in r]):
+        table.add_row(f"up to step {record['step']:,}", "", f"{record['memory_gib']:.2f}")
+    (console or Console()).print(table)
+
+
+def spread(records: list[dict[str, Any]], most: int = 5) -> list[dict[str, Any]]:
+    """Records from all over, the first and the last among them."""
+    every = max(1, -(-len(records) // (most - 1)))
+    return [*records[:-1:every], *records[-1:]]
 
 
 def show_summary(

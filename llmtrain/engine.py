@@ -5,9 +5,9 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.config import RunConfig
-from llmtrain.errors import ConfigError
 from llmtrain.model.linear import adaptable
 from llmtrain.model.stored import make_savable
+from llmtrain.objective import checkpointable_layers, objective_of, recompute
 from llmtrain.plan import Plan, reads_teacher
 from llmtrain.ranks import Ranks
 from llmtrain.teaching import build_teacher
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from llmtrain.data.tokenizer import Vocabulary
-    from llmtrain.mode.base import Loss, Mode
 
 
 def start_ranks(plan: Plan, ranks: Ranks) -> "torch.device":
@@ -57,10 +56,11 @@ def build_engine(
     teacher = build_teacher(config, plan, device) if reads_teacher(config) else None
     objective = objective_of(model, config.mode, teacher)
     optimizer = config.optimizer.build(model, plan.device, plan.offload_optimizer != "none")
+    largest = max(param.numel() for param in model.parameters())
     engine, *_ = deepspeed.initialize(
         model=objective,
         optimizer=optimizer,
-        config=deepspeed_config(plan, config.zero.extra),
+        config=deepspeed_config(plan, config.zero.extra, largest),
         dist_init_required=False,
     )
     undo_trial_step(engine)
@@ -129,48 +129,3 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
         for layer in checkpointable_layers(model):
             layer.compile()
     return model
-
-
-def checkpointable_layers(model: "PreTrainedModel") -> list[Any]:
-    """The layers that transformers can recompute: its repeated blocks."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-
-
-def recompute(model: "PreTrainedModel", asked: str) -> None:
-    """Keep a layer's input instead of its activations: for all layers, or for every k-th."""
-    if asked == "none":
-        return
-    if not model.supports_gradient_checkpointing:
-        reason = f"is not possible with {model.config.model_type}"
-        raise ConfigError("train.activation_checkpointing", asked, reason, "take none")
-    every = 1 if asked == "full" else int(asked)
-    model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
-
-
-def objective_of(
-    model: "PreTrainedModel", mode: "Mode", teacher: "PreTrainedModel | None" = None
-) -> Any:
-    """One module from a batch to its loss, so that ZeRO-3's hooks see every use of a weight.
-
-    The teacher is no part of the module: DeepSpeed neither casts nor partitions it.
-    """
-    from torch import nn
-
-    from llmtrain.mode.base import Learner
-
-    learner = Learner(model)
-    taught_by = Learner(teacher) if teacher is not None else None
-
-    class Objective(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-            self.learner = learner
-            self.teacher = taught_by
-
-        def forward(self, batch: dict[str, Any]) -> "Loss":
-            return mode.loss(learner, batch, taught_by)
-
-    return Objective()

@@ -2,11 +2,19 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 DONE = 0
 FAILED = 1
 REFUSED = 2
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped, and the same command continues
+
+OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, NCCL
+    "allocate memory",  # "DefaultCPUAllocator: can't allocate memory", "Cannot allocate memory"
+    "bad_alloc",
+    "alloc_failed",  # cuBLAS
+)
 
 
 class ConfigError(Exception):
@@ -18,10 +26,31 @@ class ConfigError(Exception):
     def __init__(self, key: str, value: object, reason: str, remedy: str) -> None:
         super().__init__(f"{key}={show(value)} {reason}; {remedy}.")
         self.key = key
+        self._parts = (key, value, reason, remedy)
+
+    def __reduce__(self) -> Any:
+        """Made again from its parts, on its way from one process to another."""
+        return type(self), self._parts
 
 
 class TrainingError(Exception):
     """A run that started and could not end: one line, exit code 1."""
+
+
+class OutOfMemory(TrainingError):
+    """Memory ran out after ``num_steps`` whole steps since the ranks started."""
+
+    def __init__(self, error: BaseException, num_steps: int) -> None:
+        said = (str(error) or repr(error)).splitlines()[0]
+        super().__init__(f"out of memory after {num_steps} steps: {said}")
+        self.num_steps = num_steps
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a rank had no memory left, in the words of torch's allocators and of the system."""
+    words = str(error).lower()
+    said = any(phrase in words for phrase in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError | OSError) and said)
 
 
 def show(value: object) -> str:

@@ -17,6 +17,13 @@ from llmtrain.schema import unlearned
 
 CARDS = Path(__file__).resolve().parent.parent / "conf" / "hardware" / "card"
 GIB = 2**30
+FIGURES = (
+    "memory_bandwidth",
+    "link_bandwidth",
+    "host_link_bandwidth",
+    "power_watts",
+    "price_per_hour",
+)
 # Words of a card's name that change nothing of its peak; any other ("Laptop", "D", "Ti") may.
 PLAIN_WORDS = {"NVIDIA", "GeForce", "Tesla", "SXM2", "SXM3", "SXM4", "SXM5", "PCIE", "PCIe"}
 PLAIN_WORDS |= {"HBM2e", "HBM3", "HBM3e"}
@@ -43,7 +50,9 @@ class Hardware:
     """One node's devices, how many nodes there are, and their datasheet figures.
 
     ``auto`` and null mean: what this machine has. Bandwidths are in GB/s and in one direction.
-    ``product`` is the word by which nvidia-smi's name of the card is recognised.
+    ``product`` is the word by which nvidia-smi's name of the card is recognised. ``power_watts`` is
+    one device's at full load and ``price_per_hour`` what an hour of one device costs, its share of
+    the machine included, in whatever currency.
     """
 
     name: str = unlearned("auto")
@@ -56,6 +65,8 @@ class Hardware:
     memory_bandwidth: float | None = unlearned(above=0)
     link_bandwidth: float | None = unlearned(above=0)
     host_link_bandwidth: float | None = unlearned(above=0)
+    power_watts: float | None = unlearned(above=0)
+    price_per_hour: float | None = unlearned(low=0)
     peak_tflops: PeakTflops = field(default_factory=PeakTflops)
 
 
@@ -71,7 +82,10 @@ class Gpu(NamedTuple):
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run is planned for: every figure that is known of it. Null: not known."""
+    """What a run is planned for: every figure that is known of it. Null: not known.
+
+    ``is_here`` tells this machine from one that only a preset describes.
+    """
 
     name: str
     device: str
@@ -83,6 +97,12 @@ class Machine:
     peak_tflops: dict[str, float | None]
     has_bf16: bool
     num_cores: int
+    is_here: bool
+    memory_bandwidth: float | None
+    link_bandwidth: float | None
+    host_link_bandwidth: float | None
+    power_watts: float | None
+    price_per_hour: float | None
 
     @property
     def world_size(self) -> int:
@@ -119,6 +139,8 @@ def gpu_machine(asked: Hardware, gpus: list[Gpu]) -> Machine:
         peak_tflops=peak,
         has_bf16=has_bf16,
         num_cores=num_cores(),
+        is_here=bool(gpus),
+        **figures(asked, known_card(name) if gpus else {}),
     )
 
 
@@ -137,7 +159,15 @@ def cpu_machine(asked: Hardware) -> Machine:
         peak_tflops=vars(asked.peak_tflops),
         has_bf16=cpu_has_bf16(),
         num_cores=num_cores(),
+        is_here=True,
+        **figures(asked, {}),
     )
+
+
+def figures(asked: Hardware, known: dict[str, Any]) -> dict[str, float | None]:
+    """What was asked for of a device's figures, else what its card's preset knows."""
+    values = {name: getattr(asked, name) for name in FIGURES}
+    return {name: known.get(name) if v is None else v for name, v in values.items()}
 
 
 def visible_gpus() -> list[Gpu]:
@@ -189,12 +219,17 @@ def is_whole(row: list[str]) -> bool:
 def known_peak(gpu_name: str) -> dict[str, float | None]:
     """The datasheet peak of a card that a preset knows by name; nothing for any other."""
     unknown: dict[str, float | None] = {"fp32": None, "fp16": None, "bf16": None}
+    return unknown | known_card(gpu_name).get("peak_tflops", {})
+
+
+def known_card(gpu_name: str) -> dict[str, Any]:
+    """The preset of a card by its name; empty for a card that none describes."""
     cards = [card(path.stem) for path in CARDS.glob("*.yaml")]
     for values in sorted(cards, key=lambda values: -len(values["product"])):
         wanted, found = set(values["product"].split()), set(re.split(r"[ -]", gpu_name))
         if wanted <= found and found - wanted <= PLAIN_WORDS:
-            return unknown | values["peak_tflops"]
-    return unknown
+            return values
+    return {}
 
 
 def card(name: str) -> dict[str, Any]:

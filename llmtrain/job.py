@@ -1,23 +1,30 @@
 """One run from its plan to its end, seen from the process that launches the ranks."""
 
+import copy
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmtrain.compose import overrides
-from llmtrain.config import RunConfig
-from llmtrain.display import Progress, show_summary
+from llmtrain.config import Offload, Precision, RunConfig
+from llmtrain.display import Progress, show_growth, show_summary
 from llmtrain.errors import STOPPED, ConfigError, TrainingError
 from llmtrain.folder import RunFolder, write_json, write_text
-from llmtrain.plan import Plan
+from llmtrain.plan import Plan, make_plan
+from llmtrain.zero import swap_folder
 
 if TYPE_CHECKING:
+    from launchers.local import Ended
     from llmtrain.data.shards import Manifest
+
+FIRST_STEPS = 10  # memory that runs out later was enough before: something grew
 
 
 class Job:
@@ -107,8 +114,16 @@ class Job:
         if self.newest_step():
             print(f"Continuing from step {self.newest_step()}.")
         self.folder.write_status("planned", self.newest_step())
+        self.forget_errors()
+
+    def forget_errors(self) -> None:
         for error in self.errors():
             error.unlink(missing_ok=True)
+
+    def notes(self) -> list[dict[str, Any]]:
+        """What the ranks that failed said, the first to fail first."""
+        found = [json.loads(path.read_text()) for path in self.errors() if path.exists()]
+        return sorted(found, key=lambda note: note["time"])
 
     def errors(self) -> list[Path]:
         """Where each rank says what ended it."""
@@ -118,19 +133,51 @@ class Job:
         return max(self.folder.checkpoint_steps(), default=0)
 
     def launch(self) -> None:
+        """Train to the end; where memory runs out early, again with less of it at a time."""
+        ended = self.run_ranks()
+        while self.ran_out_early(ended) and self.plan.micro_batch > 1:
+            self.halve_micro_batch()
+            ended = self.run_ranks()
+        if self.config.debug and self.folder.first_batch.exists():
+            print(self.folder.first_batch.read_text())
+        self.conclude(ended.failures, ended.was_stopped)
+
+    def run_ranks(self) -> "Ended":
         """Start the ranks and watch the folder until they end."""
         command = [sys.executable, "-u", "-m", "llmtrain.train", str(self.folder.path)]
         with Progress(self.folder, self.plan) as progress:
-            ended = self.config.launcher.launch(
+            ended: Ended = self.config.launcher.launch(
                 command,
                 ranks=self.plan.gpus_per_node,
                 threads=self.plan.threads_per_rank,
                 environment=self.environment(),
                 watch=progress.refresh,
             )
-        if self.config.debug and self.folder.first_batch.exists():
-            print(self.folder.first_batch.read_text())
-        self.conclude(ended.failures, ended.was_stopped)
+        if self.plan.nvme_path is not None:
+            shutil.rmtree(swap_folder(self.plan), ignore_errors=True)
+        return ended
+
+    def ran_out_early(self, ended: "Ended") -> bool:
+        """Whether memory ended in the first steps since the ranks started."""
+        steps = self.steps_to_out_of_memory()
+        is_early = steps is not None and steps < FIRST_STEPS
+        return bool(ended.failures) and not ended.was_stopped and is_early
+
+    def steps_to_out_of_memory(self) -> int | None:
+        """How many steps were taken when the first rank had no memory left; None: all had."""
+        found = [note["out_of_memory_after_steps"] for note in self.notes()]
+        return min((steps for steps in found if steps is not None), default=None)
+
+    def halve_micro_batch(self) -> None:
+        """Put a plan with more, smaller micro-batches into force, beside the earlier ones."""
+        path, step = self.folder.next_plan, self.newest_step()
+        plan = halved(self.plan, self.config, self.manifest)
+        write_json(path, plan.to_json())
+        was, now = self.plan.micro_batch, plan.micro_batch
+        print(f"Out of memory with micro_batch {was}: again from step {step} with {now} ({path}).")
+        self.plan = plan
+        self.folder.write_status("planned", step)
+        self.forget_errors()
 
     def conclude(self, failures: dict[int, int], was_stopped: bool) -> None:
         """Say how the ranks ended, unless they are done."""
@@ -154,6 +201,8 @@ class Job:
         }
         if self.plan.device == "cpu":
             found["CUDA_VISIBLE_DEVICES"] = ""
+        if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+            found["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # blocks that leave no gaps
         if not self.config.train.compile:
             found["TORCH_COMPILE_DISABLE"] = "1"  # libraries compile small functions for minutes
         if self.config.debug:
@@ -163,6 +212,8 @@ class Job:
     def failure(self, codes: dict[int, int]) -> TrainingError:
         """The first cause in one line, and where the rest is."""
         text = self.cause(codes)
+        if self.steps_to_out_of_memory() is not None:
+            show_growth(self.folder, self.plan)
         self.folder.write_status("failed", self.newest_step(), error=text)
         where = os.path.relpath(self.folder.logs)
         return TrainingError(
@@ -175,10 +226,10 @@ class Job:
             if code < 0 and code != -signal.SIGTERM and not self.folder.error(rank).exists():
                 memory = " (out of memory?)" if code == -signal.SIGKILL else ""
                 return f"Rank {rank} was killed by signal {-code}{memory}."
-        notes = [json.loads(path.read_text()) for path in self.errors() if path.exists()]
+        notes = self.notes()
         if not notes:
             return f"Ranks ended with exit codes {codes}."
-        first = min(notes, key=lambda note: note["time"])
+        first = notes[0]
         return str(first["error"]) + (f"\n{first['traceback']}" if self.config.debug else "")
 
     def result(self) -> float | None:
@@ -190,3 +241,19 @@ class Job:
 
 def same_machine(one: Plan, other: Plan) -> bool:
     return (one.device_name, one.world_size) == (other.device_name, other.world_size)
+
+
+def halved(plan: Plan, config: RunConfig, manifest: "Manifest") -> Plan:
+    """The plan with at most half the micro-batch and as many more of them, all else as it is."""
+    share = plan.micro_batch * plan.grad_accum
+    half = max(size for size in range(1, plan.micro_batch // 2 + 1) if share % size == 0)
+    same = copy.deepcopy(config)
+    same.train.micro_batch = half
+    same.train.precision = Precision(plan.precision)
+    same.train.activation_checkpointing = plan.activation_checkpointing
+    same.zero.stage = plan.zero_stage
+    same.zero.offload_optimizer = Offload(plan.offload_optimizer)
+    same.zero.offload_params = Offload(plan.offload_params)
+    reason = f"memory ran out with micro_batch {plan.micro_batch}"
+    reasons = plan.reasons | {"micro_batch": reason}
+    return replace(make_plan(same, manifest), name=plan.name, asked=plan.asked, reasons=reasons)

@@ -1,15 +1,20 @@
 """How a run is spread over devices and memories: the fastest of the layouts that fit."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+from llmtrain.buffers import bucket_elements
 from llmtrain.config import RunConfig
 from llmtrain.errors import ConfigError
 from llmtrain.hardware import Machine
-from llmtrain.memory import MARGIN, Layout, Memory, Weights, estimate
-from llmtrain.model.facts import Facts
+from llmtrain.memory import Account, Layout, Memory, measure
+from llmtrain.trace import Trace
 
 MOST_MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # beyond, a larger micro-batch is no faster
 MOST_BF16_ACCUMULATION = 8  # micro-batches that bf16 gradients may add up without losing the last
+CLEARLY_FASTER = 0.95  # a prediction that is closer than that decides nothing
+CPU_SHARE = 0.9  # of a machine's memory that its ranks may take: the rest is the system's
 
 Reasons = dict[str, str]
 Spread = tuple[int, str, str]  # ZeRO stage, where the optimizer's state is, where the weights are
@@ -20,58 +25,157 @@ SPREADS: list[Spread] = [
     (2, "none", "none"),
     (3, "none", "none"),
     (2, "cpu", "none"),
-    (1, "cpu", "none"),
     (3, "cpu", "none"),
     (3, "cpu", "cpu"),
+    (3, "nvme", "cpu"),
+    (3, "nvme", "nvme"),
 ]
 
 
-def choose_layout(
-    config: RunConfig,
-    machine: Machine,
-    facts: Facts,
-    precision: str,
-    attention: str,
-    weights: Weights,
-    reasons: Reasons,
-) -> Layout:
-    """ZeRO stage, offload, recomputation and micro-batch: the least that fits.
+@dataclass(frozen=True)
+class Candidate:
+    """A layout with what it takes: ``seconds`` a step where the machine's rates are known."""
 
-    What is asked for is taken as it is; of what is left, candidates are tried from the fastest to
-    the most frugal.
+    layout: Layout
+    memory: Memory
+    seconds: float | None
+    refusal: str | None
+
+    @property
+    def fits(self) -> bool:
+        return self.refusal is None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a layout is sought for.
+
+    ``trace_of`` gives the trace under a way of recomputing, ``seconds_of`` a step's time.
     """
-    micro_batches = possible_micro_batches(config, machine)
-    candidates = [
-        Layout(
-            precision=precision,
-            zero_stage=stage,
-            offload_optimizer=optimizer,
-            offload_params=params,
-            activation_checkpointing=recompute,
-            attention=attention,
-            world_size=machine.world_size,
-            micro_batch=micro_batch,
-            seq_len=config.train.seq_len,
+
+    config: RunConfig
+    machine: Machine
+    precision: str
+    attention: str
+    trace_of: Callable[[str], Trace]
+    seconds_of: Callable[[Layout, Trace], float | None]
+
+    def candidate(self, layout: Layout) -> Candidate:
+        """What a layout takes, and why it is refused, if it is."""
+        trace = self.trace_of(layout.activation_checkpointing)
+        memory = measure(self.account(layout, trace), self.machine.device)
+        refusal = lack(memory, self.machine)
+        return Candidate(layout, memory, self.seconds_of(layout, trace), refusal)
+
+    def account(self, layout: Layout, trace: Trace) -> Account:
+        optimizer = self.config.optimizer
+        on_host = self.machine.device == "cpu" or layout.offload_optimizer != "none"
+        return Account(
+            trace,
+            layout,
+            grad_accum=accumulation(self.config, layout),
+            optimizer_bytes=optimizer.bytes_of_state(trace.weights, on_host),
+            accumulates_in_fp32=accumulates_in_fp32(layout, optimizer.whole_gradients),
+            whole_gradients=optimizer.whole_gradients,
+            bucket=bucket_elements(trace.weights.num_trainable),
         )
-        for stage, optimizer, params in possible_zero(config, machine, precision, reasons)
-        for recompute in possible_recomputation(config)
-        for micro_batch in micro_batches
+
+
+def choose_layout(problem: Problem, reasons: Reasons) -> list[Candidate]:
+    """ZeRO stage, offload, recomputation and micro-batch: all candidates, the chosen one first.
+
+    What is asked for is taken as it is. Of what is left the fastest that fits is chosen; between
+    two that are about as fast, the one that does less (a lower stage, no recomputation). Where
+    nothing fits, the most frugal stands first. Behind it come the best of each other way to spread.
+    """
+    config, machine = problem.config, problem.machine
+    micro_batches = possible_micro_batches(config, machine)
+    spreads = possible_zero(config, machine, problem.precision, reasons)
+    ways = [
+        (spread, recompute) for spread in spreads for recompute in possible_recomputation(config)
     ]
-    state_bytes = config.optimizer.state_bytes
-    fitting = [c for c in candidates if fits(estimate(facts, c, state_bytes, weights), machine)]
-    exact = [c for c in fitting if not loses_gradients(config, c)]
-    chosen = (exact or fitting or candidates[-1:])[0]
+    best = [best_of_way(problem, *way, micro_batches) for way in ways]
+    exact = [one for one in best if not loses_gradients(config, one.layout)] or best
+    chosen = choose(exact)
     explain_layout(config, chosen, micro_batches, reasons)
-    return chosen
+    rest = sorted((one for one in best if one is not chosen), key=rank_of)
+    return [chosen, *rest]
+
+
+def best_of_spread(
+    problem: Problem, spread: Spread, micro_batches: list[int]
+) -> Iterator[Candidate]:
+    """The best with each way to recompute; what recomputes can only gain by a larger batch."""
+    for recompute in possible_recomputation(problem.config):
+        found = best_of_way(problem, spread, recompute, micro_batches)
+        yield found
+        if found.fits and found.layout.micro_batch == micro_batches[0]:
+            return
+
+
+def best_of_way(
+    problem: Problem, spread: Spread, recompute: str, micro_batches: list[int]
+) -> Candidate:
+    """The best micro-batch of one way to spread and to recompute."""
+    stage, optimizer, params = spread
+    base = Layout(
+        precision=problem.precision,
+        zero_stage=stage,
+        offload_optimizer=optimizer,
+        offload_params=params,
+        activation_checkpointing=recompute,
+        attention=problem.attention,
+        world_size=problem.machine.world_size,
+        micro_batch=1,
+        seq_len=problem.config.train.seq_len,
+    )
+    return choose([problem.candidate(replace(base, micro_batch=size)) for size in micro_batches])
+
+
+def choose(candidates: list[Candidate]) -> Candidate:
+    """The first that fits, unless a later one is clearly faster; the smallest where none fits."""
+    fitting = [one for one in candidates if one.fits]
+    if not fitting:
+        return min(candidates, key=lambda one: one.memory.device_peak_gib)
+    best = fitting[0]
+    for one in fitting[1:]:
+        if one.seconds is not None and best.seconds is not None:
+            best = one if one.seconds < CLEARLY_FASTER * best.seconds else best
+    return best
+
+
+def rank_of(candidate: Candidate) -> tuple[bool, float]:
+    """What fits before what does not, the faster first."""
+    seconds = candidate.seconds if candidate.seconds is not None else 0.0
+    return not candidate.fits, seconds if candidate.fits else candidate.memory.device_peak_gib
+
+
+def lack(memory: Memory, machine: Machine) -> str | None:
+    """What a layout needs more of than there is; None where it fits."""
+    if machine.device == "cpu":
+        needed, there = memory.device_peak_gib, CPU_SHARE * machine.memory_gib
+        return f"{needed:.1f} GiB a rank of {there:.1f}" if needed > there else None
+    needed = memory.device_peak_gib + memory.reserved_gib
+    if needed > machine.memory_gib:
+        return f"{needed:.1f} GiB on a device of {machine.memory_gib:.1f}"
+    on_host = memory.host_peak_gib * machine.gpus_per_node
+    if on_host > CPU_SHARE * machine.host_memory_gib:
+        return f"{on_host:.1f} GiB on a host of {machine.host_memory_gib:.1f}"
+    return None
+
+
+def accumulation(config: RunConfig, layout: Layout) -> int:
+    """Micro-batches of a rank in one step."""
+    return config.train.global_batch // (layout.world_size * layout.micro_batch)
 
 
 def loses_gradients(config: RunConfig, layout: Layout) -> bool:
     """Whether a stage that nobody asked for would add up many micro-batches in bf16."""
-    grad_accum = config.train.global_batch // (layout.world_size * layout.micro_batch)
     is_bf16 = layout.precision.startswith("bf16") and not accumulates_in_fp32(
         layout, config.optimizer.whole_gradients
     )
-    return config.zero.stage is None and is_bf16 and grad_accum > MOST_BF16_ACCUMULATION
+    many = accumulation(config, layout) > MOST_BF16_ACCUMULATION
+    return config.zero.stage is None and is_bf16 and many
 
 
 def accumulates_in_fp32(layout: Layout, whole_gradients: bool) -> bool:
@@ -120,7 +224,7 @@ def possible_zero(
                 "zero.stage", zero.stage, "keeps fp32 masters, which bf16_pure has not", remedy
             )
     if asked == (None, None, None):
-        return [spread for spread in found if is_sensible(spread, machine)]
+        return [spread for spread in found if is_sensible(spread, machine, zero.nvme_path)]
     reasons["zero_stage"] = "asked for"
     if machine.device == "cpu" and asked[1:] == (None, None):
         found = [spread for spread in found if spread[1] == "none"]  # it is on the host already
@@ -137,9 +241,11 @@ def works(spread: Spread, optimizer: Any) -> bool:
     return stage in optimizer.stages and (optimizer.offloads or where == "none")
 
 
-def is_sensible(spread: Spread, machine: Machine) -> bool:
+def is_sensible(spread: Spread, machine: Machine, nvme_path: str | None) -> bool:
     """Whether a spread can be worth trying where nothing was asked."""
     stage, where, _ = spread
+    if "nvme" in spread and nvme_path is None:
+        return False  # it is not known where such a disk is
     if machine.device == "cpu" and where != "none":
         return False  # the device's memory is the host's
     return not (machine.world_size == 1 and stage == 3 and where == "none")  # nothing to partition
@@ -148,7 +254,7 @@ def is_sensible(spread: Spread, machine: Machine) -> bool:
 def completed(stage: int | None, optimizer: str | None, params: str | None) -> Spread:
     """What was asked, with the smallest stage that can do it."""
     if stage is None:
-        stage = 3 if params not in (None, "none") else 1
+        stage = 3 if params not in (None, "none") or optimizer == "nvme" else 1
     return stage, optimizer or "none", params or "none"
 
 
@@ -158,35 +264,26 @@ def possible_recomputation(config: RunConfig) -> list[str]:
 
 
 def explain_layout(
-    config: RunConfig, layout: Layout, micro_batches: list[int], reasons: Reasons
+    config: RunConfig, chosen: Candidate, micro_batches: list[int], reasons: Reasons
 ) -> None:
     """Why this layout was taken."""
+    layout = chosen.layout
     if "zero_stage" not in reasons:
         offloaded = layout.offload_optimizer != "none"
-        smaller = "the optimizer goes to the host: its state does not fit the device"
-        least = "the smallest stage whose state fits the device"
+        smaller = "its state does not fit the device: the optimizer goes to the host"
+        best = "the fastest that fits, or the least of those about as fast"
         exact = "many micro-batches are added up in fp32"
         alone = exact if layout.zero_stage else "one rank has nothing to partition"
-        reasons["zero_stage"] = smaller if offloaded else alone if layout.world_size == 1 else least
+        reasons["zero_stage"] = smaller if offloaded else alone if layout.world_size == 1 else best
     if config.train.micro_batch is not None:
         reasons["micro_batch"] = "asked for"
     elif layout.micro_batch == micro_batches[0]:
         reasons["micro_batch"] = "a larger one would be no faster or does not divide the batch"
     else:
-        reasons["micro_batch"] = "the largest that fits"
-    recompute = config.train.activation_checkpointing
-    if recompute is not None:
+        reasons["micro_batch"] = "the fastest that fits"
+    if config.train.activation_checkpointing is not None:
         reasons["activation_checkpointing"] = "asked for"
     elif layout.activation_checkpointing == "none":
         reasons["activation_checkpointing"] = "activations fit"
     else:
-        reasons["activation_checkpointing"] = "activations do not fit without"
-
-
-def fits(memory: Memory, machine: Machine) -> bool:
-    """Whether a layout's peak leaves the margin on the device and on the host."""
-    host = memory.host_peak_gib * machine.gpus_per_node
-    if machine.device == "cpu":
-        return memory.device_peak_gib <= MARGIN * machine.memory_gib
-    on_device = memory.device_peak_gib <= MARGIN * machine.memory_gib
-    return on_device and host <= MARGIN * machine.host_memory_gib
+        reasons["activation_checkpointing"] = "faster than what else would make activations fit"

@@ -1,20 +1,37 @@
-"""Bytes per device, by component: what decides whether a run fits.
+"""Bytes of a run at each of its moments, per device and on the host: what decides whether it fits.
 
-These are closed formulas for states and rough ones for activations; they choose the micro-batch
-and the ZeRO stage with a margin.
+Activations come from a trace of the real model (:mod:`llmtrain.trace`). States follow Rajbhandari
+et al. 2020 (ZeRO, section 3.2); buffers are those that DeepSpeed 0.19 allocates, stage by stage.
 """
 
-from dataclasses import dataclass
+# P trained parameters, M the largest of them, R ranks, b bytes of a weight, s of optimizer state
 
-from llmtrain.model.facts import Facts
+from dataclasses import dataclass
+from functools import cached_property
+
+from llmtrain.buffers import MOST_GATHERED
+from llmtrain.trace import BEFORE_GRADIENTS, WITH_GRADIENTS, Trace
 
 GIB = 2**30
-MARGIN = 0.88  # of a device's memory: the rest is for the allocator, the context and temporaries
+FLAT_GRADIENTS = 5e8  # elements that stage 0 adds up between ranks at once
+SUB_GROUP = 1e9  # elements that stage 3 steps at once
+SWAP_BUFFERS = 4  # of a sub-group, through which state comes from a disk
+
+# What a rank's process takes on a CPU beside its tensors, imports left out.
+PROCESS_GIB = 0.05
+PROCESS_SHARE = 0.03
+# What has to stay free on a GPU beside its tensors: CUDA's context with the libraries' workspaces,
+# NCCL's channels, and what the allocator cannot use of its blocks. Chosen with care, not measured.
+CONTEXT_GIB = 0.9
+COMMUNICATION_GIB = 0.8
+SLACK_SHARE = 0.04
+
+Bytes = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is spread: what memory depends on beside the model."""
+    """How a run is spread: what memory and time depend on beside the model."""
 
     precision: str
     zero_stage: int
@@ -28,20 +45,19 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Parameters by what happens to them; bytes of what stays as it is."""
-
-    num_trainable: int
-    frozen_bytes: float = 0.0
-    teacher_bytes: float = 0.0
-
-
-@dataclass(frozen=True)
 class Memory:
-    """GiB by component on one device and, for its share, on the host."""
+    """GiB by component at the peak of one device and, for its share, on the host and on a disk.
+
+    ``moment`` says when the device's peak is; ``live_gib`` is it without what the process takes
+    beside its tensors, ``reserved_gib`` what has to stay free on a GPU beside them.
+    """
 
     device: dict[str, float]
     host: dict[str, float]
+    moment: str
+    live_gib: float
+    reserved_gib: float = 0.0
+    disk_gib: float = 0.0
 
     @property
     def device_peak_gib(self) -> float:
@@ -52,87 +68,239 @@ class Memory:
         return sum(self.host.values())
 
 
-def estimate(facts: Facts, layout: Layout, state_bytes: float, weights: Weights) -> Memory:
-    """The components of a step's peak; ``state_bytes`` is the optimizer's state a parameter."""
-    device = states(weights, layout, state_bytes)
-    host = {}
-    if layout.offload_optimizer != "none":
-        host["optimizer"] = device.pop("optimizer") + device.pop("master")
-    if layout.offload_params != "none":
-        host["weights"] = device.pop("weights")
-    device["activations"] = activations(facts, layout) / GIB
-    device["logits"] = logits(facts, layout) / GIB
-    if weights.teacher_bytes:
-        device["teacher"] = weights.teacher_bytes / GIB  # whole on every device
-    return Memory(device, host)
+@dataclass(frozen=True)
+class Account:
+    """What one rank holds at each moment of a step, in bytes by component."""
+
+    trace: Trace
+    layout: Layout
+    grad_accum: int
+    optimizer_bytes: float  # of state, for all parameters in fp32, beside a master copy
+    accumulates_in_fp32: bool
+    whole_gradients: bool
+    bucket: float  # elements of gradients that are reduced at once
+
+    @cached_property
+    def width(self) -> float:
+        return 4.0 if self.layout.precision == "fp32" else 2.0
+
+    @property
+    def count(self) -> float:
+        return float(self.trace.weights.num_trainable)
+
+    @property
+    def share(self) -> float:
+        """One rank's part of what is partitioned."""
+        return self.count / self.layout.world_size
+
+    @property
+    def bucketed(self) -> float:
+        """Elements that a bucket has in it when it is full."""
+        return min(self.bucket, self.count)
+
+    @property
+    def is_alone(self) -> bool:
+        return self.layout.world_size == 1
+
+    @property
+    def offloads(self) -> bool:
+        return self.layout.offload_optimizer != "none"
+
+    @property
+    def upcasts(self) -> bool:
+        """Whether stage 1 runs in DeepSpeed's optimizer that holds whole fp32 gradients."""
+        return self.layout.zero_stage == 1 and self.accumulates_in_fp32
+
+    def moments(self) -> dict[str, Bytes]:
+        """What is on the device, by moment."""
+        always = self.always()
+        at = {
+            "forward pass": self.forward(),
+            "backward pass": self.backward(),
+            "reduction of gradients": self.reduction(),
+            "optimizer step": self.step(),
+        }
+        return {moment: added(always, found) for moment, found in at.items()}
+
+    def always(self) -> Bytes:
+        """Weights, masters and states, and buffers that stay, on the device."""
+        weights, layout = self.trace.weights, self.layout
+        at_3 = layout.zero_stage == 3
+        parts = layout.world_size if at_3 else 1
+        found = {
+            "weights": (self.width * self.count + weights.frozen_bytes) / parts
+            + weights.buffer_bytes,
+            "teacher": weights.teacher_bytes,
+        }
+        if layout.offload_params != "none":
+            found["weights"] = weights.buffer_bytes
+        if not self.offloads:
+            found |= {"master copies": self.masters(), "optimizer states": self.states()}
+        if self.upcasts:
+            found["gradients"] = 4 * self.count
+        if at_3:
+            found["buckets"] = self.width * self.bucket
+            if not self.offloads:
+                found["gradients"] = self.gradient_width * self.share
+        return found
+
+    @property
+    def gradient_width(self) -> float:
+        """Bytes of a gradient that is kept between micro-batches from stage 2 on."""
+        return 4.0 if self.accumulates_in_fp32 else self.width
+
+    def masters(self) -> float:
+        """fp32 copies of the weights; ZeRO keeps one of fp32 weights, too."""
+        if self.layout.zero_stage == 0:
+            return 4 * self.count if self.layout.precision in ("bf16", "fp16") else 0.0
+        return 4 * self.share
+
+    def states(self) -> float:
+        """Of the optimizer, in one rank; beside bf16 weights without masters they are bf16, too."""
+        halved = 2 if self.layout.precision == "bf16_pure" else 1
+        parts = 1 if self.layout.zero_stage == 0 else self.layout.world_size
+        return self.optimizer_bytes / halved / parts
+
+    def forward(self) -> Bytes:
+        """Activations at the loss, and the gradients of earlier micro-batches."""
+        found = self.activations(BEFORE_GRADIENTS, with_gradients=False)
+        if self.layout.zero_stage == 1 and self.grad_accum > 1 and not self.upcasts:
+            found["buckets"] = self.width * self.bucket  # held until the step's reduction
+        return found
+
+    def backward(self) -> Bytes:
+        """Activations at their most, and the gradients that are there by then."""
+        layout = self.layout
+        is_first = layout.zero_stage < 2 and self.grad_accum == 1
+        found = self.activations(WITH_GRADIENTS, with_gradients=is_first)
+        if layout.zero_stage in (1, 2) and not self.upcasts:
+            found["buckets"] = self.width * self.bucket
+        if layout.zero_stage == 2 and self.bucket < self.count:
+            found["gradients"] = self.kept_gradients()
+        return found
+
+    def activations(self, phases: tuple[str, ...], with_gradients: bool) -> Bytes:
+        """The most that lives in some phases, beside what earlier micro-batches left."""
+        layout, trace = self.layout, self.trace
+        most = trace.peak(layout.micro_batch, phases, with_gradients)
+        kept = min(trace.kept(layout.micro_batch), most)
+        found = {"activations": kept, "loss and temporaries": most - kept}
+        if self.grad_accum > 1 and layout.zero_stage < 2:
+            found["gradients"] = self.width * self.count  # whole until the step
+        if self.grad_accum > 1 and layout.zero_stage == 2:
+            found["gradients"] = self.kept_gradients()
+        if layout.zero_stage == 3:
+            found["gathered weights"] = self.gathered()
+        return found
+
+    def kept_gradients(self) -> float:
+        """A rank's own gradients at stage 2, on the device."""
+        if self.offloads and not self.accumulates_in_fp32:
+            return 0.0
+        return self.gradient_width * self.share
+
+    def gathered(self) -> float:
+        """Whole weights at stage 3: few enough of them stay gathered from forward to backward."""
+        layout, weights = self.layout, self.trace.weights
+        if self.is_alone and layout.offload_params == "none":
+            return 0.0
+        frozen = weights.frozen_bytes / self.width
+        return self.width * min(self.count + frozen, MOST_GATHERED)
+
+    def reduction(self) -> Bytes:
+        """The end of a micro-batch's backward pass: no activations, gradients on their way."""
+        width, full, largest = self.width, self.bucketed, self.trace.weights.largest
+        stage = self.layout.zero_stage
+        if stage == 0:
+            flat = width * min(self.count, FLAT_GRADIENTS + largest)
+            return {"gradients": width * self.count, "buckets": flat}
+        if self.upcasts:
+            in_one = 3 * width if self.count <= FLAT_GRADIENTS else width
+            return {"gradients": width * self.count, "buckets": in_one * self.count}
+        joined = width * full * ((stage == 2 and self.accumulates_in_fp32) or not self.is_alone)
+        if stage == 1:
+            rest = max(self.share, self.count - full)
+            return {"gradients": width * rest, "buckets": width * self.bucket + joined}
+        if stage == 2:
+            twice = 2 if self.grad_accum > 1 and not self.accumulates_in_fp32 else 1
+            gradients = self.kept_gradients() * twice
+            slices = 4 * min(largest, full) if self.accumulates_in_fp32 else 0.0
+            buckets = width * self.bucket + joined + slices
+            return {"gradients": gradients, "buckets": buckets}
+        pieces = 4 * full / self.layout.world_size if self.accumulates_in_fp32 else 0.0
+        # Weights are released layer by layer on the way; about half of them are still there.
+        return {"buckets": width * full + pieces, "gathered weights": self.gathered() / 2}
+
+    def step(self) -> Bytes:
+        """The optimizer's step, where gradients become fp32 and are measured."""
+        width, largest = self.width, self.trace.weights.largest
+        stage, is_16_bit = self.layout.zero_stage, self.layout.precision in ("bf16", "fp16")
+        if self.offloads:
+            return {}
+        if stage == 0:
+            upcast = 4 * self.count + 4 * largest if is_16_bit else 0.0
+            return {"gradients": width * self.count + upcast}
+        if self.upcasts:
+            return {"gradients": width * self.count}
+        if stage == 3:
+            group = min(SUB_GROUP, self.count) / self.layout.world_size
+            cast = 0.0 if self.gradient_width == 4 else 4 * group
+            return {"gradients": self.gradient_width * group + cast}
+        norm = 8.0 * min(largest, self.share)
+        if stage == 2 and self.accumulates_in_fp32:
+            return {"gradients": 4 * self.share + norm}
+        group = self.share  # that is made flat and fp32 at once
+        if self.whole_gradients:
+            group = self.trace.weights.num_hidden / self.layout.world_size
+            norm /= 2
+        cast = 4 * group if is_16_bit else 0.0
+        return {"gradients": width * (self.share + group) + cast + norm}
+
+    def on_host(self) -> Bytes:
+        """What is in the host's memory for this rank, on a machine with GPUs."""
+        layout, share = self.layout, self.share
+        found: Bytes = {}
+        if layout.offload_optimizer == "cpu":
+            found |= {"master copies": 4 * share, "optimizer states": self.states()}
+            copies = self.width * share if layout.zero_stage < 3 else self.gradient_width * share
+            found |= {"gradients": 4 * share, "copies to send": copies}
+        elif layout.offload_optimizer == "nvme":
+            group = min(SUB_GROUP, self.count) / layout.world_size
+            found["swap buffers"] = SWAP_BUFFERS * 4 * group
+            found["gradients"] = (4 + self.gradient_width) * share
+        if layout.offload_params == "cpu":
+            weights = self.width * self.count + self.trace.weights.frozen_bytes
+            found["weights"] = weights / layout.world_size
+        return found
+
+    def on_disk(self) -> float:
+        """Bytes of this rank on an NVMe drive."""
+        layout = self.layout
+        found = 0.0
+        if layout.offload_optimizer == "nvme":
+            found += 8 * self.share + self.states()
+        if layout.offload_params == "nvme":
+            found += self.width * self.share
+        return found
 
 
-def states(weights: Weights, layout: Layout, state_bytes: float) -> dict[str, float]:
-    """Weights, gradients, fp32 master copies and optimizer state, partitioned by the ZeRO stage.
-
-    After Rajbhandari et al. 2020 (ZeRO, section 3.2).
-    """
-    weight = 4 if layout.precision == "fp32" else 2
-    master = 4 if layout.precision in ("bf16", "fp16") else 0
-    share = [1, 1, 1, 1]
-    for level in range(layout.zero_stage):
-        share[level] = layout.world_size
-    optimizer_share, gradient_share, weight_share = share[0], share[1], share[2]
-    count = weights.num_trainable / GIB
-    frozen = weights.frozen_bytes / GIB
-    if layout.precision == "bf16_pure":
-        state_bytes /= 2  # the moments are bf16 like the weights
-    accumulated = 4 if layout.precision == "bf16" and layout.zero_stage else 0
-    return {
-        "weights": (weight * count + frozen) / weight_share,
-        "gradients": (weight + accumulated) * count / gradient_share,
-        "master": master * count / optimizer_share,
-        "optimizer": state_bytes * count / optimizer_share,
-    }
+def added(one: Bytes, other: Bytes) -> Bytes:
+    """The sums of two accounts, component by component."""
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}
 
 
-def weights_of(
-    facts: Facts,
-    precision: str,
-    num_trainable: int,
-    frozen_weight_bytes: float | None,
-    teacher: Facts | None,
-) -> Weights:
-    """What is trained and what is not; ``frozen_weight_bytes`` of a linear layer's, quantised."""
-    width = 4 if precision == "fp32" else 2
-    teacher_bytes = width * teacher.num_parameters if teacher is not None else 0
-    if num_trainable == facts.num_parameters:
-        return Weights(num_trainable, 0.0, teacher_bytes)
-    linear = sum(inputs * outputs for inputs, outputs in facts.adaptable.values())
-    in_linear = linear * (frozen_weight_bytes or width)
-    return Weights(
-        num_trainable, in_linear + width * (facts.num_parameters - linear), teacher_bytes
-    )
-
-
-def activations(facts: Facts, layout: Layout) -> float:
-    """Bytes kept for the backward pass.
-
-    A Llama layer keeps about (12 + 4g)h + 6f bytes a token in 16 bits (g: share of key-value heads,
-    h: width, f: feed-forward), a fused Mamba layer about 18h, a recomputed layer its input, 2h.
-    """
-    tokens = layout.micro_batch * layout.seq_len
-    scale = 2 if layout.precision == "fp32" else 1
-    attending = facts.num_attention_layers
-    share = facts.kv_width / facts.attention_width if facts.attention_width else 0
-    dense = (12 + 4 * share) * facts.width + 6 * facts.feed_forward
-    scores = 4 * facts.attention_width / 128 * layout.seq_len if layout.attention == "eager" else 0
-    layer = dense + scores if attending else 18 * facts.width
-    kept = layer * facts.num_layers
-    if layout.activation_checkpointing == "full":
-        kept = 2 * facts.width * facts.num_layers + layer
-    elif layout.activation_checkpointing != "none":
-        recomputed = facts.num_layers // int(layout.activation_checkpointing)
-        kept = layer * (facts.num_layers - recomputed + 1) + 2 * facts.width * recomputed
-    return scale * tokens * kept
-
-
-def logits(facts: Facts, layout: Layout) -> float:
-    """Bytes of the logits, their gradient and the gradient kept by the loss."""
-    width = 4 if layout.precision == "fp32" else 2
-    return 3.0 * width * layout.micro_batch * layout.seq_len * facts.vocab_size
+def measure(account: Account, device: str) -> Memory:
+    """The peak of a rank: of its tensors on a GPU, of its process on a CPU."""
+    moments = account.moments()
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    found = {name: value / GIB for name, value in moments[moment].items() if value}
+    host = {name: value / GIB for name, value in account.on_host().items() if value}
+    live = sum(found.values())
+    disk = account.on_disk() / GIB
+    if device == "cpu":  # the device is the process, and so is the host
+        beside = PROCESS_GIB + PROCESS_SHARE * live
+        return Memory(added(found, host) | {"process": beside}, {}, moment, live, 0.0, disk)
+    reserved = CONTEXT_GIB + SLACK_SHARE * live
+    if account.layout.world_size > 1:
+        reserved += COMMUNICATION_GIB
+    return Memory(found, host, moment, live, reserved, disk)

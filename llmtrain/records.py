@@ -56,15 +56,31 @@ def gradient_norm(run: Run) -> float | None:
 
 
 def peak_memory_gib(run: Run) -> float:
-    """The highest use so far: allocated on a GPU, resident (after the imports) on a CPU."""
+    """The highest use so far: allocated on a GPU, resident beyond the imports on a CPU."""
     import torch
 
     if run.plan.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 2**20
-    return math.nan
+    return resident_gib("VmHWM") - _imports_gib
+
+
+_imports_gib = 0.0
+
+
+def start_count() -> None:
+    """Count this process's resident memory from here on, as it is now."""
+    global _imports_gib
+    _imports_gib = resident_gib("VmRSS")
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+
+
+def resident_gib(name: str) -> float:
+    """A figure of this process in /proc; NaN on a system that has none."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    values = [int(line.split()[1]) / 2**20 for line in lines if line.startswith(f"{name}:")]
+    return values[0] if values else math.nan
 
 
 def summarise(run: Run, values: dict[str, float]) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from llmtrain.errors import ConfigError
 
 def run(config: RunConfig) -> float | None:
     """Train what the config asks for, or continue it; returns the final held-out loss."""
-    from llmtrain.checks import check, check_compiler
+    from llmtrain.checks import check, check_here
     from llmtrain.data.shards import find_manifest, prepare
     from llmtrain.job import Job
     from llmtrain.plan import make_plan
-    from llmtrain.plan_table import show_plan
+    from llmtrain.plan.known import require_fit
+    from llmtrain.plan.table import show_plan
+    from llmtrain.rehearsal import rehearse
     from llmtrain.teaching import check_tokenizers, prepare_targets
     from llmtrain.zero import deepspeed_config
 
@@ -21,13 +23,21 @@ def run(config: RunConfig) -> float | None:
     check(config)
     # Refused now if it cannot be: afterwards reading and tokenising may take hours.
     estimated = make_plan(config, find_manifest(config.data, config.cache, config.tokenizer_path))
+    require_fit(estimated)
     deepspeed_config(estimated, config.zero.extra)
-    check_compiler(config, estimated.offload_optimizer)
     config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
+    if config.launcher.starts_ranks:
+        check_here(config, estimated.offload_optimizer, estimated.offload_params)
     manifest = prepare(config.data, config.cache, config.tokenizer_path)
+    for model in (config.model, config.teacher):
+        if model is not None:
+            model.check_weights()
     check_tokenizers(config, manifest.vocabulary)
     plan = make_plan(config, manifest)
     show_plan(plan)
+    if not config.launcher.starts_ranks:
+        rehearse(config, plan, manifest)
+        return None
     return Job(config, plan, manifest, prepare_targets(config, plan, manifest)).train()
 
 

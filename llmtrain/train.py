@@ -10,12 +10,14 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain import checkpoint
-from llmtrain.config import load
-from llmtrain.errors import FAILED, ConfigError, TrainingError
+from llmtrain.config import RunConfig, load
+from llmtrain.errors import FAILED, ConfigError, OutOfMemory, TrainingError, is_out_of_memory
 from llmtrain.evaluation import evaluate, take_sample
 from llmtrain.folder import RunFolder, write_json, write_text
 from llmtrain.metrics import Metrics
@@ -24,7 +26,7 @@ from llmtrain.plan import Plan
 from llmtrain.probe import check_apart
 from llmtrain.rank_run import Run, Sums
 from llmtrain.ranks import Ranks, die_with_parent
-from llmtrain.records import hyperparameters, log_step, summarise
+from llmtrain.records import hyperparameters, log_step, start_count, summarise
 from llmtrain.step import step_batches, train_step
 
 if TYPE_CHECKING:
@@ -63,15 +65,36 @@ def note_failure(folder: RunFolder, ranks: Ranks, error: BaseException) -> None:
     """Leave the traceback in the log and one line for the user, with its time."""
     traceback.print_exc()
     sys.stderr.flush()
+    if is_out_of_memory(error):
+        error = OutOfMemory(error, num_steps=0)  # at the start
     text = str(error) if isinstance(error, ConfigError | TrainingError) else repr(error)
+    steps = error.num_steps if isinstance(error, OutOfMemory) else None
     line = {"time": time.time(), "error": text, "traceback": traceback.format_exc()}
-    write_json(folder.error(ranks.rank), line)
+    write_json(folder.error(ranks.rank), line | {"out_of_memory_after_steps": steps})
 
 
 def train(folder: RunFolder, ranks: Ranks) -> None:
     """Start or continue the run and bring it to its end, or to a requested stop."""
     run = start(folder, ranks)
     install_stop_handler(run)
+    with memory_watched(run):
+        train_to_end(run)
+
+
+@contextmanager
+def memory_watched(run: Run) -> Iterator[None]:
+    """Raise OutOfMemory, which says how far it went, for what libraries raise in its place."""
+    first = run.step
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(error, run.step - first) from error
+
+
+def train_to_end(run: Run) -> None:
+    """All remaining steps, and what belongs before, between and after them."""
     if run.config.debug:
         show_first_batch(run)
     if run.step == 0:
@@ -108,7 +131,7 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     manifest = Manifest.load(Path(sources["folder"]))
     control = dist.new_group(backend="gloo")
     peak = peak_tflops(plan, control)
-    forced_imports(plan)
+    forced_imports(config, plan)
     engine = build_engine(config, plan, manifest.vocabulary, device)
     run = Run(config, plan, folder, manifest, ranks, device, engine, control, peak)
     set_end_tokens(run)
@@ -123,7 +146,16 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
         write_first_files(run)
     if run.step == 0:
         torch.manual_seed(config.seed + ranks.rank)  # dropout differs between ranks
+    empty_cache(run)
     return run
+
+
+def empty_cache(run: Run) -> None:
+    """Give back what torch keeps: the next phase asks for blocks of other sizes."""
+    import torch
+
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def set_end_tokens(run: Run) -> None:
@@ -147,13 +179,19 @@ def open_targets(run: Run, path: Path) -> "TeacherCache":
     return TeacherCache.open(path, header_of(run.config, run.plan, run.manifest))
 
 
-def forced_imports(plan: Plan) -> None:
+def forced_imports(config: RunConfig, plan: Plan) -> None:
     """Import what would be imported on the way, and start the count of memory after it."""
+    import torch._dynamo
+    import torch._inductor.compile_fx
     import torch.utils.tensorboard  # noqa: F401
-    from transformers import AutoModelForCausalLM  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-    if plan.device == "cpu" and Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")  # resets the resident high-water mark
+    if config.adapter.freezes:
+        import peft  # noqa: F401
+    hf_config = config.model.hf_config()
+    AutoModelForCausalLM._model_mapping.get(type(hf_config), None)  # imports the model's module
+    if plan.device == "cpu":
+        start_count()
 
 
 def peak_tflops(plan: Plan, control: Any) -> float | None:
@@ -188,9 +226,8 @@ def resume(run: Run) -> None:
 def write_first_files(run: Run) -> None:
     """What the first rank alone knows: the engine's dictionary and the environment."""
     from llmtrain.artefacts import environment
-    from llmtrain.zero import deepspeed_config
 
-    write_json(run.folder.deepspeed, deepspeed_config(run.plan, run.config.zero.extra))
+    write_json(run.folder.deepspeed, run.engine.config)
     write_json(run.folder.environment, environment(run.plan.device))
 
 
@@ -219,7 +256,9 @@ def after_step(run: Run) -> None:
 
 def evaluate_on_the_way(run: Run) -> None:
     """A held-out record; the best model so far is kept."""
+    empty_cache(run)
     loss = evaluate(run, run.plan.eval_sequences)["eval_loss"]
+    empty_cache(run)
     if loss < run.best_loss:
         run.best_loss = loss
         save_folder(run, run.folder.best, loss)
@@ -240,6 +279,7 @@ def show_first_batch(run: Run) -> None:
 
 def save_checkpoint(run: Run) -> None:
     """Publish resumable state, and drop the oldest."""
+    empty_cache(run)
     if run.metrics is not None:
         run.metrics.sync()
     extra = {
@@ -260,6 +300,7 @@ def save_folder(run: Run, path: Path, loss: float) -> None:
     """A Hugging Face folder of the model as it is now."""
     from llmtrain.artefacts import readme, save_model
 
+    empty_cache(run)
     text = readme(
         run.plan.name,
         path,

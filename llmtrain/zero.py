@@ -1,17 +1,32 @@
 """A plan as DeepSpeed's dictionary: a pure function."""
 
+from pathlib import Path
 from typing import Any
 
+from llmtrain import buffers
 from llmtrain.errors import ConfigError
 from llmtrain.plan import Plan
 
+SWAP_BUFFERS = 8  # weights that one module may use at once
+SIZES = {  # of buffers: a user may know better
+    "reduce_bucket_size",
+    "allgather_bucket_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "sub_group_size",
+}
 OURS_ALONE = {"bf16", "fp16", "optimizer", "scheduler", "train_batch_size"}
 
 
-def deepspeed_config(plan: Plan, extra: dict[str, Any]) -> dict[str, Any]:
+def deepspeed_config(
+    plan: Plan, extra: dict[str, Any], largest_parameter: int = 0
+) -> dict[str, Any]:
     """The dictionary for ``deepspeed.initialize``, with a user's further keys merged into it.
 
-    Raises ConfigError for a further key that a plan already decides.
+    ``largest_parameter`` is the number of its elements; weights on a disk are read into buffers of
+    its size. Raises ConfigError for a further key that a plan already decides.
     """
     ours = {
         "train_micro_batch_size_per_gpu": plan.micro_batch,
@@ -20,7 +35,7 @@ def deepspeed_config(plan: Plan, extra: dict[str, Any]) -> dict[str, Any]:
         "steps_per_print": 2**31,  # the run folder holds the metrics
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": zero_optimization(plan),
+        "zero_optimization": zero_optimization(plan, largest_parameter),
         **precision(plan),
     }
     for name in OURS_ALONE & set(extra):
@@ -29,21 +44,59 @@ def deepspeed_config(plan: Plan, extra: dict[str, Any]) -> dict[str, Any]:
     return merged(ours, extra, "zero.extra")
 
 
-def zero_optimization(plan: Plan) -> dict[str, Any]:
+def zero_optimization(plan: Plan, largest_parameter: int) -> dict[str, Any]:
     """The block that spreads states over ranks and memories."""
-    block: dict[str, Any] = {"stage": plan.zero_stage, "reduce_scatter": plan.reduce_scatter}
+    bucket = buffers.bucket_elements(plan.num_trainable_parameters)
+    block: dict[str, Any] = {
+        "stage": plan.zero_stage,
+        "reduce_scatter": plan.reduce_scatter,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
     if plan.offload_optimizer != "none":
-        block["offload_optimizer"] = offload(plan.offload_optimizer, plan.nvme_path)
+        block["offload_optimizer"] = offload(plan, plan.offload_optimizer)
+    if plan.zero_stage == 3:
+        block |= partitioned_weights(plan)
     if plan.offload_params != "none":
-        block["offload_param"] = offload(plan.offload_params, plan.nvme_path)
+        block["offload_param"] = offload(plan, plan.offload_params)
+    if plan.offload_params == "nvme":
+        share = -(-largest_parameter // plan.world_size)
+        block["offload_param"] |= swapped_weights(share)
     return block
 
 
-def offload(device: str, nvme_path: str | None) -> dict[str, Any]:
-    """Where one kind of state goes."""
+def offload(plan: Plan, device: str) -> dict[str, Any]:
+    """Where one kind of state goes; runs that share a disk do not share files."""
     if device == "nvme":
-        return {"device": "nvme", "nvme_path": nvme_path}
+        return {"device": "nvme", "nvme_path": str(swap_folder(plan)), "pin_memory": True}
     return {"device": "cpu", "pin_memory": True}
+
+
+def swap_folder(plan: Plan) -> Path:
+    """Where a run's swapped state lies while it trains."""
+    return Path(plan.nvme_path or ".").expanduser() / f"{plan.name}.swap"
+
+
+def partitioned_weights(plan: Plan) -> dict[str, Any]:
+    """How much of the weights stage 3 holds at a time.
+
+    Of weights on a disk each that is held takes one of few buffers, so they are let go at once and
+    none is read ahead: DeepSpeed would give one that is used twice two of them, and stop.
+    """
+    is_swapped = plan.offload_params == "nvme"
+    sizes = {
+        "stage3_prefetch_bucket_size": 0 if is_swapped else buffers.MOST_PREFETCHED,
+        "stage3_param_persistence_threshold": buffers.MOST_PERSISTENT,
+        "stage3_max_live_parameters": buffers.MOST_GATHERED,
+        "stage3_max_reuse_distance": 0 if is_swapped else buffers.MOST_GATHERED,
+    }
+    swaps = "nvme" in (plan.offload_optimizer, plan.offload_params)
+    return sizes | ({"sub_group_size": buffers.SWAPPED_GROUP} if swaps else {})
+
+
+def swapped_weights(largest_share: int) -> dict[str, Any]:
+    """The buffers that weights on a disk are read into, and that no weights stay on the host."""
+    return {"buffer_size": largest_share, "buffer_count": SWAP_BUFFERS, "max_in_cpu": 0}
 
 
 def precision(plan: Plan) -> dict[str, Any]:
@@ -59,13 +112,16 @@ def precision(plan: Plan) -> dict[str, Any]:
 
 
 def merged(ours: dict[str, Any], extra: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Two nested dictionaries as one. Raises ConfigError where both hold a value for one key."""
+    """Two nested dictionaries as one, sizes of buffers from the second.
+
+    Raises ConfigError where both hold another value for one key.
+    """
     result = dict(ours)
     for name, value in extra.items():
         key = f"{prefix}.{name}"
         if isinstance(value, dict) and isinstance(ours.get(name), dict):
             result[name] = merged(ours[name], value, key)
-        elif name in ours:
+        elif name in ours and name not in SIZES:
             remedy = "leave it out: train.*, zero.* and checkpoint.* decide it"
             raise ConfigError(key, value, f"stands against the plan's {ours[name]}", remedy)
         else:

@@ -29,8 +29,11 @@ class Adapter(Part):
     )
     weight_bytes: ClassVar[float | None] = None
 
-    def check(self, path: str | None, precision: str | None) -> None:
-        """Raise ConfigError for what cannot be trained; ``path`` is where the weights lie."""
+    def check(self) -> None:
+        """Raise ConfigError for settings that cannot be."""
+
+    def check_here(self, path: str | None) -> None:
+        """Raise ConfigError for what this machine lacks; ``path`` is where the weights lie."""
 
     def check_layers(self, facts: "Facts") -> None:
         """Raise ConfigError for layers that the model has not, or that cannot be adapted."""
@@ -42,6 +45,9 @@ class Adapter(Part):
     def loading(self, dtype: "torch.dtype", facts: "Facts") -> dict[str, Any]:
         """Keyword arguments with which transformers loads the weights."""
         return {}
+
+    def stand_in(self, model: Any, facts: "Facts") -> None:
+        """Make a model without values keep its frozen weights as :meth:`loading` would."""
 
     def put_on(self, model: Any, layers: "Adaptable") -> Any:
         """The model with the adapter, all else frozen."""

@@ -34,11 +34,13 @@ class LoRA(Adapter):
     )
     use_dora: ClassVar[bool] = False
 
-    def check(self, path: str | None, precision: str | None) -> None:
+    def check_here(self, path: str | None) -> None:
         if path is None:
             reason = "adapts weights that exist, and this model starts afresh"
             remedy = "take model=pretrained model.path=<folder or hub name>, or adapter=none"
             raise ConfigError("adapter", self.kind, reason, remedy)
+
+    def check(self) -> None:
         if self.target_modules != "auto" and not names(self.target_modules):
             reason = "names no layer"
             raise ConfigError(

@@ -32,8 +32,8 @@ class QLoRA(LoRA):
     )
     weight_bytes: ClassVar[float | None] = 0.516  # 4 bits, and 0.127 for the scales (section 3)
 
-    def check(self, path: str | None, precision: str | None) -> None:
-        super().check(path, precision)
+    def check_here(self, path: str | None) -> None:
+        super().check_here(path)
         if importlib.util.find_spec("bitsandbytes") is None:
             reason = "needs bitsandbytes, which is not installed"
             raise ConfigError("adapter", "qlora", reason, "run: pip install -e '.[qlora]'")
@@ -51,6 +51,11 @@ class QLoRA(LoRA):
                 llm_int8_skip_modules=facts.left_out,  # the head, and what is read past its module
             )
         }
+
+    def stand_in(self, model: Any, facts: "Facts") -> None:
+        from llmtrain.kernel.quantised import quantise
+
+        quantise(model, facts.left_out)
 
     def put_on(self, model: Any, layers: "Adaptable") -> Any:
         for module in model.modules():

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmtrain.kernel.walk import walk
+
 CHUNK_TOKENS = 256  # 256 rows of fp32 logits stay in a core's cache up to some thousand words
 
 
@@ -21,14 +23,9 @@ class CrossEntropySum(torch.autograd.Function):
     def forward(ctx: Any, logits_TV: Tensor, labels_T: Tensor) -> Tensor:  # type: ignore[override]
         grad_TV = torch.empty_like(logits_TV)
         total = logits_TV.new_zeros((), dtype=torch.float32)
-        chunks = zip(
-            logits_TV.split(CHUNK_TOKENS),
-            labels_T.split(CHUNK_TOKENS),
-            grad_TV.split(CHUNK_TOKENS),
-            strict=True,
-        )
-        for logits_CV, labels_C, grad_CV in chunks:
-            total += chunk_loss(logits_CV, labels_C, grad_CV)
+        for number in walk(-(-len(labels_T) // CHUNK_TOKENS), logits_TV):
+            chunk = slice(number * CHUNK_TOKENS, (number + 1) * CHUNK_TOKENS)
+            total += chunk_loss(logits_TV[chunk], labels_T[chunk], grad_TV[chunk])
         ctx.save_for_backward(grad_TV)
         return total
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu, softplus
 
+from llmtrain.kernel.walk import device_type, walk
+
 CHUNK_STEPS = 16  # the states kept, L / 16 of N each, are then about as large as one activation
 THREAD_GRAIN = 32768  # elements below which torch gives an elementwise operation to one thread
 
@@ -96,7 +98,8 @@ class _SelectiveScan(torch.autograd.Function):
         output_BLD = scan.x_LBD.new_empty(batch, length, channels)
         starts_KBND = scan.A_ND.new_empty(len(spans), *scan.state_shape)
         state_BND = scan.A_ND.new_zeros(scan.state_shape)
-        for span, start_BND in zip(spans, starts_KBND, strict=True):
+        for number in walk(len(spans), scan.x_LBD):
+            span, start_BND = spans[number], starts_KBND[number]
             start_BND.copy_(state_BND)
             chunk = scan.chunk(span, start_BND)
             output_BLD.transpose(0, 1)[span] = chunk.gated(chunk.output())
@@ -114,7 +117,8 @@ class _SelectiveScan(torch.autograd.Function):
         grad_output_LBD = grad_output_BDL.permute(2, 0, 1)
         spans = _spans(scan.x_LBD.shape[0])
         with torch.autocast(grad_output_BDL.device.type, enabled=False):
-            for span, start_BND in zip(reversed(spans), starts_KBND.flip(0), strict=True):
+            for number in walk(len(spans), scan.x_LBD):
+                span, start_BND = spans[-1 - number], starts_KBND[-1 - number]
                 chunk = scan.chunk(span, start_BND)
                 grads.add(span, chunk, _dense(grad_output_LBD[span], scan.A_ND.dtype))
         return (*grads.of_inputs(), None, None)
@@ -324,7 +328,7 @@ def _is_continued(seq_idx: Tensor | None) -> Tensor | None:
 def _rows_at_once(x_BDL: Tensor, num_states: int) -> int:
     """On a CPU as few sequences as keep every thread at work, so that a chunk stays in cache."""
     batch, channels, _ = x_BDL.shape
-    if x_BDL.device.type != "cpu":
+    if device_type(x_BDL) != "cpu":
         return max(batch, 1)
     return max(1, round(torch.get_num_threads() * THREAD_GRAIN / max(channels * num_states, 1)))
 

@@ -93,6 +93,15 @@ def supports_flash(config: "PreTrainedConfig", head_dim: int) -> bool:
     return bool(getattr(known, "_supports_flash_attn", False)) and head_dim <= 256
 
 
+def possible_attention(facts: Facts, wanted: str) -> str:
+    """What comes nearest to ``wanted`` of what a model has."""
+    if wanted == "flash_attention_2" and not facts.supports_flash:
+        wanted = "sdpa"
+    if not facts.num_attention_layers or (wanted == "sdpa" and not facts.supports_sdpa):
+        return "eager"
+    return wanted
+
+
 def num_attention_layers(config: "PreTrainedConfig") -> int:
     """How many layers attend over the sequence; the others keep a state."""
     if not getattr(config, "num_attention_heads", None):

@@ -31,6 +31,8 @@ class AdamW8bit(Optimizer):
             raise ConfigError(
                 "optimizer", self.kind, f"has no kernel for {device}", "take optimizer=adamw"
             )
+
+    def check_here(self) -> None:
         require_package("optimizer", self.kind, "bitsandbytes", "pip install bitsandbytes")
 
     def build(self, model: "nn.Module", device: str, offloaded: bool) -> "TorchOptimizer":

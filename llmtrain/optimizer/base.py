@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer as TorchOptimizer
 
+    from llmtrain.trace import Weights
+
 
 @dataclass
 class Optimizer(Part):
@@ -34,6 +36,13 @@ class Optimizer(Part):
 
     def check(self, device: str, grad_clip: float) -> None:
         """Raise ConfigError where this optimizer cannot work on ``device`` (cpu or cuda)."""
+
+    def check_here(self) -> None:
+        """Raise ConfigError for what this machine lacks to run it."""
+
+    def bytes_of_state(self, weights: "Weights", on_host: bool) -> float:
+        """What it keeps for all trained parameters in fp32, beside their master copies."""
+        return self.state_bytes * weights.num_trainable
 
     def build(self, model: "nn.Module", device: str, offloaded: bool) -> "TorchOptimizer":
         """The optimizer over the model's trainable parameters."""

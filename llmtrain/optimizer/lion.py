@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer as TorchOptimizer
 
+    from llmtrain.trace import Weights
+
 
 @dataclass
 class Lion(Optimizer):
@@ -22,8 +24,12 @@ class Lion(Optimizer):
     offloads: ClassVar[bool] = True
     state_bytes: ClassVar[float] = 4.0
 
-    def check(self, device: str, grad_clip: float) -> None:
+    def check_here(self) -> None:
         require_compiler("optimizer", self.kind, "take optimizer=adamw")
+
+    def bytes_of_state(self, weights: "Weights", on_host: bool) -> float:
+        """DeepSpeed's Lion on a host keeps a second state, which it does not use."""
+        return (8.0 if on_host else 4.0) * weights.num_trainable
 
     def build(self, model: "nn.Module", device: str, offloaded: bool) -> "TorchOptimizer":
         from deepspeed.ops.lion import DeepSpeedCPULion, FusedLion

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer as TorchOptimizer
 
+    from llmtrain.trace import Weights
+
 
 @dataclass
 class Muon(Optimizer):
@@ -33,6 +35,11 @@ class Muon(Optimizer):
         if grad_clip > 0:  # under ZeRO it would clip the orthogonal update instead of the gradient
             reason = "clips what Muon has already scaled"
             raise ConfigError("train.grad_clip", grad_clip, reason, "set it to 0")
+
+    def bytes_of_state(self, weights: "Weights", on_host: bool) -> float:
+        """One momentum for hidden matrices, Adam's two for the rest."""
+        rest = weights.num_trainable - weights.num_hidden
+        return 4.0 * weights.num_hidden + 8.0 * rest
 
     def build(self, model: "nn.Module", device: str, offloaded: bool) -> "TorchOptimizer":
         from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam

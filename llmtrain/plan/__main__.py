@@ -1,0 +1,72 @@
+"""`python -m llmtrain.plan`: what a run would be, anywhere."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+from llmtrain import compose
+from llmtrain.compose import Point
+from llmtrain.config import Format, RunConfig
+from llmtrain.errors import DONE, REFUSED, ConfigError
+from llmtrain.hardware import num_cores
+from llmtrain.plan.known import plan_as_known, plan_or_refusal, planner
+from llmtrain.plan.propose import proposals
+from llmtrain.plan.record import Plan
+from llmtrain.plan.table import show_grid, show_plan
+from llmtrain.ranks import die_with_parent
+
+FEW_POINTS = 24  # are planned sooner than a second process is started
+
+
+def plan_command(config: RunConfig) -> int:
+    """Print what a run would be, and what would suit better; nothing is written but caches.
+
+    Returns 0 for a plan that fits and 2 for one that does not.
+    """
+    plan = plan_as_known(config)
+    found = proposals(plan, planner())
+    if config.format is Format.json:
+        more = {"proposals": [proposal.to_json() for proposal in found]}
+        print(json.dumps(plan.to_json() | more, indent=2))
+    else:
+        show_plan(plan, found)
+    return DONE if plan.fits else REFUSED
+
+
+def grid_command(points: Iterable[Point]) -> int:
+    """One row a point. Returns 0 if any point fits, else 2."""
+    known = list(points)
+    plans = [(point.words, plan) for point, plan in zip(known, planned(known), strict=True)]
+    if any(
+        isinstance(point.config, RunConfig) and point.config.format is Format.json
+        for point in known
+    ):
+        print(json.dumps([point_json(*point) for point in plans], indent=2))
+    else:
+        show_grid(plans)
+    return DONE if any(isinstance(plan, Plan) and plan.fits for _, plan in plans) else REFUSED
+
+
+def planned(points: Sequence[Point]) -> list[Plan | ConfigError]:
+    """The plan of each point, a large grid's on all cores; points of one model lie together."""
+    configs = [point.config for point in points]
+    if len(configs) < FEW_POINTS:
+        return [plan_or_refusal(config) for config in configs]
+    chunk = -(-len(configs) // (4 * num_cores()))
+    with ProcessPoolExecutor(num_cores(), get_context("spawn"), die_with_parent) as processes:
+        return list(processes.map(plan_or_refusal, configs, chunksize=chunk))
+
+
+def point_json(words: list[str], plan: Plan | ConfigError) -> dict[str, Any]:
+    values = (
+        {"fits": False, "error": str(plan)} if isinstance(plan, ConfigError) else plan.to_json()
+    )
+    return {"overrides": words, **values}
+
+
+if __name__ == "__main__":
+    summary = "Print the plan of a run: what it would be, anywhere. With -m one row a point."
+    sys.exit(compose.main(plan_command, "plan", summary, grid_command))

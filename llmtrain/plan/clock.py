@@ -1,0 +1,64 @@
+"""A step's time, for a machine whose rates are known."""
+
+from collections.abc import Callable
+from typing import Any
+
+from llmtrain.config import RunConfig
+from llmtrain.hardware import Machine
+from llmtrain.layout import accumulation
+from llmtrain.memory import Layout
+from llmtrain.rates import rates_of
+from llmtrain.roofline import StepWork, seconds_of, step_seconds
+from llmtrain.trace import Sample, Trace
+
+
+def clock(
+    config: RunConfig, machine: Machine, precision: str
+) -> Callable[[Layout, Trace], float | None]:
+    """A function that gives a step's seconds; None where the machine's rates are not known."""
+    rates = rates_of(machine, config.cache)
+    if rates is None:
+        return lambda layout, trace: None
+    known: dict[int, float] = {}
+
+    def of_sample(sample: Sample) -> float:
+        if id(sample) not in known:
+            known[id(sample)] = seconds_of(as_fp16(sample.ops, precision), rates)
+        return known[id(sample)]
+
+    def seconds(layout: Layout, trace: Trace) -> float | None:
+        if trace.doubt is not None:
+            return None
+        micro = trace.at(layout.micro_batch, of_sample)
+        return step_seconds(micro, work_of(config, layout, trace), rates)
+
+    return seconds
+
+
+def as_fp16(ops: list[Any], precision: str) -> list[Any]:
+    """fp16 is traced as bf16, which takes the same bytes."""
+    if precision != "fp16":
+        return ops
+    return [[kind, "fp16" if dtype == "bf16" else dtype, *rest] for kind, dtype, *rest in ops]
+
+
+def work_of(config: RunConfig, layout: Layout, trace: Trace) -> StepWork:
+    """What a step does beside forward and backward."""
+    weights, optimizer = trace.weights, config.optimizer
+    on_host = layout.offload_optimizer != "none"
+    return StepWork(
+        grad_accum=accumulation(config, layout),
+        world_size=layout.world_size,
+        zero_stage=layout.zero_stage,
+        offload_optimizer=layout.offload_optimizer,
+        offload_params=layout.offload_params,
+        num_trainable=weights.num_trainable,
+        num_weights=weights.num_trainable + weights.num_frozen,
+        num_tensors=weights.num_tensors,
+        weight_bytes=4 if layout.precision == "fp32" else 2,
+        has_master=layout.precision in ("bf16", "fp16"),
+        state_bytes=optimizer.bytes_of_state(weights, on_host) / weights.num_trainable,
+        hidden=tuple((rows, columns) for rows, columns in weights.matrices)
+        if optimizer.whole_gradients
+        else (),
+    )
