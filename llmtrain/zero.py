@@ -89,6 +89,7 @@ def partitioned_weights(plan: Plan) -> dict[str, Any]:
         "stage3_param_persistence_threshold": buffers.MOST_PERSISTENT,
         "stage3_max_live_parameters": buffers.MOST_GATHERED,
         "stage3_max_reuse_distance": 0 if is_swapped else buffers.MOST_GATHERED,
+        "memory_efficient_linear": False,  # it keeps other tensors than those that are planned
     }
     swaps = "nvme" in (plan.offload_optimizer, plan.offload_params)
     return sizes | ({"sub_group_size": buffers.SWAPPED_GROUP} if swaps else {})

@@ -50,9 +50,9 @@ WRONG = {
     "model=pretrained": "model.path=null is needed",
     "model=pretrained model.path=/nowhere": "model.path=/nowhere does not exist",
     "seed=0,1": "seed=0,1 is several values; add -m",
-    "mode=sft": "has text and mode=sft learns rows with answers",
-    "mode=sft data=stdlib_qa adapter=lora": "adapts weights that exist",
-    "mode=sft data=stdlib_qa": "is needed: data=stdlib_qa brings no text to train a tokenizer on",
+    "mode=sft data=stdlib": "has text and mode=sft learns rows with answers",
+    "adapter=lora": "adapts weights that exist",
+    "mode=sft": "is needed: data=stdlib_qa brings no text to train a tokenizer on",
     "mode=distill mode.method=logits": "is needed for mode.method=logits",
     "model@teacher=pretrained teacher.path=x": "has no effect with mode=pretrain",
     "mode=distill mode.method=logits model@teacher=llama_tiny": "has fresh weights, which teach",
@@ -70,7 +70,7 @@ WRONG = {
     "zero.extra.fp16.enabled=true": "zero.extra.fp16={'enabled': True} is decided by",
     "cache_root=/etc/passwd": "cache_root=/etc/passwd cannot be made",
     "output_root=/etc/passwd": "output_root=/etc/passwd",
-    "zero.offload_optimizer=nvme optimizer=adamw": "cannot be resumed from yet",
+    "zero.offload_optimizer=nvme optimizer=adamw": "zero.nvme_path=null is needed",
     "resume=last": "resume=last is not one of the ways to start; give auto or never",
 }
 
@@ -151,7 +151,8 @@ def test_every_model_composes_and_plans(name: str, cache: Path) -> None:
     plan = make_plan(compose_config(f"model={name}", f"hardware={hardware}", f"cache_root={cache}"))
     assert plan.fits
     assert plan.model == name
-    assert plan.num_steps * plan.tokens_per_step >= plan.num_parameters / 20
+    if plan.weights_fingerprint is None:  # it starts afresh
+        assert plan.num_steps * plan.tokens_per_step >= plan.num_parameters / 20
 
 
 @pytest.mark.parametrize("name", compose.choices("hardware"))

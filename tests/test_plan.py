@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,9 +40,10 @@ def test_a_7b_model_on_eight_80_gib_gpus_partitions_instead(plan_of: Planner) ->
     assert plan.zero_stage >= 1
 
 
-def test_a_model_that_fits_nowhere_is_refused_with_figures(plan_of: Planner) -> None:
-    with pytest.raises(ConfigError, match=r"model=llama_7b needs about .* GiB on each device"):
-        plan_of("model=llama_7b", "hardware=t4x1")
+def test_a_model_that_does_not_fit_has_a_plan_that_says_what_it_lacks(plan_of: Planner) -> None:
+    plan = plan_of("model=llama_7b", "hardware=t4x1")
+    assert not plan.fits
+    assert re.fullmatch(r"[\d.]+ GiB on a (device|host) of [\d.]+", str(plan.refusal))
 
 
 def test_a_card_without_bf16_trains_in_fp16(plan_of: Planner) -> None:
@@ -114,7 +116,8 @@ def test_the_plan_command_prints_a_table_or_json(command: Command) -> None:
     assert table.returncode == 0
     assert "3, each of 16 x 256 tokens" in table.stdout
     plan = json.loads(command.run("format=json", "hardware=cpux1", module="plan").stdout)
-    assert Plan.from_json(plan).to_json() | {"warnings": []} == plan | {"warnings": []}
+    assert plan.pop("proposals") == []
+    assert json.loads(json.dumps(Plan.from_json(plan).to_json())) == plan
     for name in ("fits", "micro_batch", "grad_accum", "world_size", "zero_stage", "reasons"):
         assert name in plan
     assert not command.runs()

@@ -205,8 +205,9 @@ class _Scan:
         path_TBND = self.path_TBND[: len(x_TBD) + 1]
         path_TBND[0] = start_BND
         torch.mul(B_TBN[..., None], (delta_TBD * x_TBD)[:, :, None], out=path_TBND[1:])
-        for before, after, decay in zip(path_TBND[:-1], path_TBND[1:], decay_TBND, strict=True):
-            after.addcmul_(decay, before)
+        states, decays = path_TBND.unbind(), decay_TBND.unbind()
+        for t in walk(len(decays), decay_TBND):
+            states[t + 1].addcmul_(decays[t], states[t])
         z_TBD = None if self.z_LBD is None else _dense(self.z_LBD[span], dtype)
         C_TBN = _dense(self.C_LBN[span], dtype)
         return _Chunk(
@@ -271,7 +272,9 @@ class _Gradients:
         torch.mul(chunk.C_TBN[..., None], grad_y_TBD[:, :, None], out=adjoint_TBND)
         adjoint_TBND[-1] += self.carry_BND
         steps, decays = adjoint_TBND.unbind(), chunk.decay_TBND.unbind()
-        for t in range(len(steps) - 1, 0, -1):
+        last = len(steps) - 1
+        for number in walk(last, adjoint_TBND):
+            t = last - number
             steps[t - 1].addcmul_(decays[t], steps[t])
         return adjoint_TBND
 

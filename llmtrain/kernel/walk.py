@@ -10,20 +10,20 @@ planned_device: str | None = None  # what fake tensors stand for, on a machine t
 
 
 def walk(num_chunks: int, like: Tensor) -> Iterator[int]:
-    """The numbers of the chunks; where ``like`` is fake, the second stands for all but the ends.
+    """The numbers of the chunks; where ``like`` is fake, the second stands for all that follow.
 
     Each chunk makes the same tensors as the one before and drops them, so that the bytes at the
     peak do not depend on how many there are.
     """
     global num_alike
-    if not isinstance(like, FakeTensor) or num_chunks <= 3:
+    if num_chunks <= 2 or not isinstance(like, FakeTensor):
         yield from range(num_chunks)
         return
     yield 0
-    num_alike = num_chunks - 2
+    around = num_alike
+    num_alike = around * (num_chunks - 1)
     yield 1
-    num_alike = 1
-    yield num_chunks - 1
+    num_alike = around
 
 
 def device_type(tensor: Tensor) -> str:

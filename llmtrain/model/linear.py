@@ -1,6 +1,7 @@
 """Which weights of a model an adapter can sit on."""
 
 import inspect
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -77,7 +78,13 @@ def is_used_by_weight(model: "nn.Module", name: str) -> bool:
     """Whether a state-space mixer reads a layer's weight, on its fused path if not on all."""
     parent, _, last = name.rpartition(".")
     mixer = model.get_submodule(parent)
-    return hasattr(mixer, "A_log") and f"self.{last}.weight" in inspect.getsource(type(mixer))
+    return hasattr(mixer, "A_log") and f"self.{last}.weight" in source_of(type(mixer))
+
+
+@cache
+def source_of(kind: type) -> str:
+    """The lines of a class, read once: a model has many layers of one class."""
+    return inspect.getsource(kind)
 
 
 def is_taken_for_experts(model: Any, name: str) -> bool:
