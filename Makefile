@@ -1,16 +1,19 @@
-# The front door: `make run`, `make test`. Everything that is needed goes into .venv.
+# The front door: `make run`, `make plan`, `make doctor`, `make test`. What they need goes into .venv.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: run plan test lint types imports clean
+.PHONY: run plan doctor test lint types imports clean
 
 run: $(VENV)/installed
 	$(PY) -m llmtrain.run $(ARGS)
 
 plan: $(VENV)/installed
 	$(PY) -m llmtrain.plan $(ARGS)
+
+doctor: $(VENV)/installed
+	$(PY) -m llmtrain.doctor $(ARGS)
 
 test: lint types imports
 	$(PY) -m pytest $(ARGS)

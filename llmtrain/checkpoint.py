@@ -169,7 +169,9 @@ def save(
 
 
 def owned_tensors(engine: "DeepSpeedEngine") -> dict[str, "Tensor"]:
-    """Copies on the host of all that this rank owns, by ``<state>|<parameter>|<offset>``.
+    """On the host all that this rank owns, by ``<state>|<parameter>|<offset>``.
+
+    What lies there already is not copied: a second copy might not fit.
 
     States that are not elementwise (blocks of 8-bit values) are kept whole, by the number of their
     tensor: they fit the same ranks and stage only.
@@ -177,19 +179,23 @@ def owned_tensors(engine: "DeepSpeedEngine") -> dict[str, "Tensor"]:
     tensors: dict[str, Tensor] = {}
     for number, (flat, owned) in enumerate(by_flat(pieces(engine))):
         with in_memory(engine, flat):
-            tensors |= copies(number, owned, {MASTER: flat, **inner_state(engine, flat)})
+            state = {MASTER: flat, **inner_state(engine, flat)}
+            is_lent = swapped_index(engine, flat) is not None  # goes back to its disk
+            tensors |= on_host(number, owned, state, copy=is_lent)
     return tensors
 
 
-def copies(number: int, owned: list[Piece], state: dict[str, Any]) -> dict[str, "Tensor"]:
-    """Copies on the host of the pieces in the optimizer's tensor ``number``, and of its state."""
+def on_host(
+    number: int, owned: list[Piece], state: dict[str, Any], copy: bool
+) -> dict[str, "Tensor"]:
+    """On the host the pieces in the optimizer's tensor ``number``, and its state."""
     flat, tensors = owned[0].flat, {}
     for piece in owned:
         for name, values in elementwise(state, flat).items():
-            copy = piece.view(values.detach()).to("cpu", copy=True)
-            tensors[f"{name}|{piece.name}|{piece.start}"] = copy
+            part = piece.view(values.detach()).to("cpu", copy=copy)
+            tensors[f"{name}|{piece.name}|{piece.start}"] = part
     for name, value in block_states(state, flat).items():
-        tensors[f"{name}|#{number}|0"] = value.detach().to("cpu", copy=True)
+        tensors[f"{name}|#{number}|0"] = value.detach().to("cpu", copy=copy)
     return tensors
 
 

@@ -70,11 +70,14 @@ class Problem:
     def account(self, layout: Layout, trace: Trace) -> Account:
         optimizer = self.config.optimizer
         on_host = self.machine.device == "cpu" or layout.offload_optimizer != "none"
+        state_bytes = optimizer.bytes_of_state(trace.weights, on_host)
+        if layout.precision == "bf16_pure" and optimizer.state_follows_weights:
+            state_bytes /= 2
         return Account(
             trace,
             layout,
             grad_accum=accumulation(self.config, layout),
-            optimizer_bytes=optimizer.bytes_of_state(trace.weights, on_host),
+            optimizer_bytes=state_bytes,
             accumulates_in_fp32=accumulates_in_fp32(layout, optimizer.whole_gradients),
             whole_gradients=optimizer.whole_gradients,
             bucket=bucket_elements(trace.weights.num_trainable),
@@ -158,9 +161,12 @@ def lack(memory: Memory, machine: Machine) -> str | None:
     needed = memory.device_peak_gib + memory.reserved_gib
     if needed > machine.memory_gib:
         return f"{needed:.1f} GiB on a device of {machine.memory_gib:.1f}"
-    on_host = memory.host_peak_gib * machine.gpus_per_node
-    if on_host > CPU_SHARE * machine.host_memory_gib:
-        return f"{on_host:.1f} GiB on a host of {machine.host_memory_gib:.1f}"
+    on_host, there = (
+        memory.host_peak_gib * machine.gpus_per_node,
+        CPU_SHARE * machine.host_memory_gib,
+    )
+    if on_host > there:
+        return f"{on_host:.1f} GiB on a host with {there:.1f} for it"
     return None
 
 
@@ -268,6 +274,11 @@ def explain_layout(
 ) -> None:
     """Why this layout was taken."""
     layout = chosen.layout
+    if not chosen.fits:
+        least = "nothing fits: this takes the least"
+        reasons |= dict.fromkeys(("micro_batch", "activation_checkpointing"), least)
+        reasons.setdefault("zero_stage", least)
+        return
     if "zero_stage" not in reasons:
         offloaded = layout.offload_optimizer != "none"
         smaller = "its state does not fit the device: the optimizer goes to the host"

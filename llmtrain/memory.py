@@ -9,7 +9,7 @@ et al. 2020 (ZeRO, section 3.2); buffers are those that DeepSpeed 0.19 allocates
 from dataclasses import dataclass
 from functools import cached_property
 
-from llmtrain.buffers import MOST_GATHERED
+from llmtrain.buffers import MOST_GATHERED, SWAPPED_GROUP
 from llmtrain.trace import BEFORE_GRADIENTS, WITH_GRADIENTS, Trace
 
 GIB = 2**30
@@ -18,8 +18,8 @@ SUB_GROUP = 1e9  # elements that stage 3 steps at once
 SWAP_BUFFERS = 4  # of a sub-group, through which state comes from a disk
 
 # What a rank's process takes on a CPU beside its tensors, imports left out.
-PROCESS_GIB = 0.05
-PROCESS_SHARE = 0.03
+PROCESS_GIB = 0.1
+PROCESS_SHARE = 0.45
 # What has to stay free on a GPU beside its tensors: CUDA's context with the libraries' workspaces,
 # NCCL's channels, and what the allocator cannot use of its blocks. Chosen with care, not measured.
 CONTEXT_GIB = 0.9
@@ -75,7 +75,7 @@ class Account:
     trace: Trace
     layout: Layout
     grad_accum: int
-    optimizer_bytes: float  # of state, for all parameters in fp32, beside a master copy
+    optimizer_bytes: float  # of state, for all parameters, beside a master copy
     accumulates_in_fp32: bool
     whole_gradients: bool
     bucket: float  # elements of gradients that are reduced at once
@@ -156,10 +156,9 @@ class Account:
         return 4 * self.share
 
     def states(self) -> float:
-        """Of the optimizer, in one rank; beside bf16 weights without masters they are bf16, too."""
-        halved = 2 if self.layout.precision == "bf16_pure" else 1
+        """Of the optimizer, in one rank."""
         parts = 1 if self.layout.zero_stage == 0 else self.layout.world_size
-        return self.optimizer_bytes / halved / parts
+        return self.optimizer_bytes / parts
 
     def forward(self) -> Bytes:
         """Activations at the loss, and the gradients of earlier micro-batches."""
@@ -243,7 +242,7 @@ class Account:
         if self.upcasts:
             return {"gradients": width * self.count}
         if stage == 3:
-            group = min(SUB_GROUP, self.count) / self.layout.world_size
+            group = min(SUB_GROUP, self.share)
             cast = 0.0 if self.gradient_width == 4 else 4 * group
             return {"gradients": self.gradient_width * group + cast}
         norm = 8.0 * min(largest, self.share)
@@ -256,6 +255,14 @@ class Account:
         cast = 4 * group if is_16_bit else 0.0
         return {"gradients": width * (self.share + group) + cast + norm}
 
+    def saved(self) -> Bytes:
+        """Copies on the host that a GPU's checkpoint is written from; none of what lies there."""
+        if self.layout.offload_optimizer == "cpu":
+            return {}
+        parts = 1 if self.layout.zero_stage == 0 else self.layout.world_size
+        master = self.width if self.layout.precision == "bf16_pure" else 4.0
+        return {"copies to save": master * self.count / parts + self.states()}
+
     def on_host(self) -> Bytes:
         """What is in the host's memory for this rank, on a machine with GPUs."""
         layout, share = self.layout, self.share
@@ -265,7 +272,8 @@ class Account:
             copies = self.width * share if layout.zero_stage < 3 else self.gradient_width * share
             found |= {"gradients": 4 * share, "copies to send": copies}
         elif layout.offload_optimizer == "nvme":
-            group = min(SUB_GROUP, self.count) / layout.world_size
+            largest = self.trace.weights.largest / layout.world_size
+            group = min(share, SWAPPED_GROUP + largest)
             found["swap buffers"] = SWAP_BUFFERS * 4 * group
             found["gradients"] = (4 + self.gradient_width) * share
         if layout.offload_params == "cpu":
@@ -292,14 +300,17 @@ def added(one: Bytes, other: Bytes) -> Bytes:
 def measure(account: Account, device: str) -> Memory:
     """The peak of a rank: of its tensors on a GPU, of its process on a CPU."""
     moments = account.moments()
+    on_host = account.on_host()
+    if device == "cpu":  # the device is the process, and so is the host
+        moments = {name: added(found, on_host) for name, found in moments.items()}
+    live = max(sum(found.values()) for found in moments.values()) / GIB
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     found = {name: value / GIB for name, value in moments[moment].items() if value}
-    host = {name: value / GIB for name, value in account.on_host().items() if value}
-    live = sum(found.values())
     disk = account.on_disk() / GIB
-    if device == "cpu":  # the device is the process, and so is the host
-        beside = PROCESS_GIB + PROCESS_SHARE * live
-        return Memory(added(found, host) | {"process": beside}, {}, moment, live, 0.0, disk)
+    if device == "cpu":
+        beside = PROCESS_GIB + PROCESS_SHARE * sum(found.values())
+        return Memory(found | {"process": beside}, {}, moment, live, 0.0, disk)
+    host = {name: value / GIB for name, value in (on_host | account.saved()).items() if value}
     reserved = CONTEXT_GIB + SLACK_SHARE * live
     if account.layout.world_size > 1:
         reserved += COMMUNICATION_GIB

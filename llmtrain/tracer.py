@@ -136,6 +136,7 @@ class Tracer:
     def run(self, num_layers: int, batch: int) -> Sample:
         for learner in (self.objective.learner, self.objective.teacher):
             if learner is not None:
+                learner.forget_documents()  # of an earlier sample, which may be of another size
                 learner.__dict__["parts"] = plain_head(learner.model)
         account = Account(self.layers[:num_layers])
         hooks = [

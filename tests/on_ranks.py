@@ -4,6 +4,7 @@
 fresh start of Python for every run.
 """
 
+import gc
 import json
 import os
 import sys
@@ -101,6 +102,29 @@ def end_of_document(task: dict[str, Any], ranks: Ranks) -> float:
     embedding = run.engine.module.model.get_input_embeddings()
     (gradient_VD,) = torch.autograd.grad(embedding(torch.tensor([eos_id])).sum(), embedding.weight)
     return float(gradient_VD[eos_id].abs().max())
+
+
+def live_bytes(task: dict[str, Any], ranks: Ranks) -> int:
+    """The most bytes of tensors that live at once in a run's third step; of this rank."""
+    import torch
+
+    from llmtrain.live import LiveTensors
+
+    run = train.start(RunFolder(task["folder"]), ranks)
+    for _ in range(2):
+        one_step(run)
+    gc.collect()
+    account = LiveTensors()
+    for each in gc.get_objects():
+        if issubclass(type(each), torch.Tensor) and each.device.type == "cpu":
+            account.add(each)
+            if each.is_leaf and each.grad is not None:
+                account.add(each.grad)
+    del each
+    with account:
+        one_step(run)
+    run.engine.destroy()
+    return account.peak_bytes
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from llmtrain.adapter.lora import LoRA
+from llmtrain.checks import check_here
 from llmtrain.config import load
 from llmtrain.data.order import step_sequences
 from llmtrain.data.sequences import PackedSequences
@@ -337,11 +338,6 @@ def test_gpt2_without_padding_and_template_is_tuned_whole_or_by_an_adapter(
         ("mamba", ["adapter.target_modules=out_proj"], "out_proj names no linear layer"),
         ("mixtral", ["adapter=dora"], "adapter=dora is not possible on the experts of a mixture"),
         ("mixtral", ["adapter.dropout=0.1"], "adapter.dropout=0.1 is not possible on the experts"),
-        (
-            "qwen2",
-            ["model=llama_tiny", "model.path=null"],
-            "adapter=lora adapts weights that exist",
-        ),
     ],
 )
 def test_what_cannot_be_adapted_is_refused_in_one_line(
@@ -350,6 +346,13 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(
     with pytest.raises(ConfigError) as refused:
         make_plan(compose_config(*sft(models, base), *LORA, f"cache_root={cache}", *words))
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_an_adapter_on_fresh_weights_can_be_planned_and_not_trained(cache: Path) -> None:
+    config = compose_config(*LORA, "hardware=h100x1", f"cache_root={cache}")
+    assert make_plan(config).adapter == "lora"
+    with pytest.raises(ConfigError, match="adapter=lora adapts weights that exist"):
+        check_here(config, "none", "none")
 
 
 def test_an_adapter_is_no_model_to_train_on(models: Models, alone: dict[str, Outcome]) -> None:

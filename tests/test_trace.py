@@ -1,7 +1,6 @@
 """A model is traced without values, and what is counted so is what the real one holds."""
 
 import gc
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from llmtrain.live import LiveTensors
 from llmtrain.model.linear import adaptable
 from llmtrain.objective import objective_of, recompute
 from llmtrain.plan import make_plan
-from llmtrain.trace import PHASES, Setting, Trace
+from llmtrain.trace import PHASES, Setting
 from llmtrain.tracer import Tracer, num_bytes
 from llmtrain.tracing import traced
 from tests.kernel.test_heads import model_of
@@ -110,7 +109,6 @@ def test_few_layers_and_small_micro_batches_tell_what_the_whole_takes(
         most = max(whole.peaks[phase][with_gradients] for phase in whole.peaks)
         assert told.peak(4, PHASES, with_gradients) == pytest.approx(most, rel=1e-3)
     assert told.kept(4) == pytest.approx(whole.kept, rel=1e-3)
-    assert Trace.from_json(json.loads(json.dumps(told.to_json()))) == told
 
 
 def test_layers_repeat_after_some_that_do_not() -> None:
@@ -154,13 +152,13 @@ def test_a_head_is_plain_without_values_where_it_is_with_them(architecture: str)
 
 def test_a_quantised_stand_in_has_the_bytes_of_the_real_one() -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    layer = nn.Linear(512, 384, dtype=torch.bfloat16)
-    options = {"quant_type": "nf4", "quant_storage": torch.bfloat16}
-    real = bitsandbytes.nn.Linear4bit(512, 384, compute_dtype=torch.bfloat16, **options)
+    layer = nn.Linear(512, 384, bias=False, dtype=torch.bfloat16)
+    options = {"bias": False, "quant_type": "nf4", "quant_storage": torch.bfloat16}
+    real = bitsandbytes.nn.Linear4bit(512, 384, **options)
     real.load_state_dict(layer.state_dict())
     real.to("cpu")
     state = real.weight.quant_state
-    tensors = [real.weight, real.bias, state.absmax, state.state2.absmax]
+    tensors = [real.weight, state.absmax, state.state2.absmax]
     stand_in = Quantised(layer)
     has = [*stand_in.parameters(), *stand_in.buffers()]
     assert sum(map(num_bytes, has)) == sum(map(num_bytes, tensors))
@@ -187,7 +185,7 @@ def test_a_model_that_cannot_be_traced_is_planned_roughly_and_told(
 ) -> None:
     AutoConfig.register("stranger", StrangerConfig)
     AutoModelForCausalLM.register(StrangerConfig, Stranger)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512}
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512}
     StrangerConfig(**sizes, architectures=["Stranger"]).save_pretrained(tmp_path)
     words = ["model=pretrained", f"model.path={tmp_path}", "hardware=h100x1", f"cache_root={cache}"]
     plan = make_plan(compose_config(*words))

@@ -11,8 +11,9 @@ import pytest
 
 from launchers.local import shared_environment
 from llmtrain.data.shards import prepare
+from llmtrain.folder import RunFolder
 from llmtrain.job import Job
-from llmtrain.plan import make_plan
+from llmtrain.plan import Plan, make_plan
 from tests.conftest import ROOT, SMALL, Command
 from tests.test_compose import compose_config
 
@@ -97,6 +98,18 @@ def test_the_loss_curve_is_the_same_at_every_stage_and_number_of_ranks(
     assert reference[-1] < reference[0] - 0.3
     for spread, losses in curves.items():
         assert losses == pytest.approx(reference, rel=1e-3), spread
+
+
+@pytest.mark.parametrize(("num_ranks", "stage", "precision"), [(1, 0, "fp32"), (2, 2, "bf16")])
+def test_a_step_holds_the_bytes_that_were_planned(
+    num_ranks: int, stage: int, precision: str, bench: Bench
+) -> None:
+    spread = [f"hardware=cpux{num_ranks}", f"zero.stage={stage}", f"train.precision={precision}"]
+    shape = ["train.seq_len=128", "train.global_batch=16", "train.micro_batch=4"]
+    bench.add("held", "live_bytes", *spread, *shape, "optimizer=adamw", "train.max_steps=5")
+    (num_bytes,) = bench.run(num_ranks)
+    plan = Plan.load(RunFolder(Path(bench.tasks[0]["folder"])).plan)
+    assert plan.memory["live_gib"] * 2**30 == pytest.approx(num_bytes, rel=0.03)
 
 
 def test_bf16_learns_alike_at_every_stage(bench: Bench) -> None:

@@ -77,12 +77,13 @@ def linear_layers(model: "nn.Module") -> list[tuple[str, Any]]:
 def is_used_by_weight(model: "nn.Module", name: str) -> bool:
     """Whether a state-space mixer reads a layer's weight, on its fused path if not on all."""
     parent, _, last = name.rpartition(".")
-    mixer = model.get_submodule(parent)
-    return hasattr(mixer, "A_log") and f"self.{last}.weight" in source_of(type(mixer))
+    mixer: Any = model.get_submodule(parent)
+    kind: Any = type(mixer)
+    return hasattr(mixer, "A_log") and f"self.{last}.weight" in source_of(kind)
 
 
 @cache
-def source_of(kind: type) -> str:
+def source_of(kind: Any) -> str:
     """The lines of a class, read once: a model has many layers of one class."""
     return inspect.getsource(kind)
 

@@ -25,6 +25,7 @@ class AdamW8bit(Optimizer):
     # inside each parameter, which makes blocks of a few values on many ranks.
     stages: ClassVar[tuple[int, ...]] = (0, 1, 2)
     state_bytes: ClassVar[float] = 2.0
+    state_follows_weights: ClassVar[bool] = False
 
     def check(self, device: str, grad_clip: float) -> None:
         if device != "cuda":

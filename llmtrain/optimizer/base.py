@@ -21,7 +21,8 @@ class Optimizer(Part):
 
     ``stages`` are the ZeRO stages under which its mathematics stays what its name says;
     ``offloads`` says whether its state may live in host memory; ``state_bytes`` is what it keeps
-    for each parameter beside the fp32 master copy; ``whole_gradients`` that every rank has to see
+    for each parameter beside the fp32 master copy (``state_follows_weights``: half of that beside
+    bf16 weights without one); ``whole_gradients`` that every rank has to see
     the whole gradient of a matrix. ``train.grad_clip`` points at ``grad_clip``.
     """
 
@@ -32,6 +33,7 @@ class Optimizer(Part):
     stages: ClassVar[tuple[int, ...]] = (0, 1, 2, 3)
     offloads: ClassVar[bool] = False
     state_bytes: ClassVar[float] = 8.0
+    state_follows_weights: ClassVar[bool] = True
     whole_gradients: ClassVar[bool] = False
 
     def check(self, device: str, grad_clip: float) -> None:

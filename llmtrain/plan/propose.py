@@ -58,7 +58,8 @@ def changes(plan: "Plan") -> Iterator[list[str]]:
     """What a user could change, the least first."""
     if plan.optimizer == "adamw" and plan.device == "cuda":
         yield ["optimizer=adamw8bit"]
-    if plan.adapter == "none":
+        yield ["optimizer=adamw8bit", "train.precision=bf16_pure"]
+    if plan.adapter == "none" and plan.weights_fingerprint is not None:  # weights to adapt
         yield ["adapter=lora"]
         yield ["adapter=qlora"]
     elif plan.adapter in ("lora", "dora"):
