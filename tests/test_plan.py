@@ -43,7 +43,9 @@ def test_a_7b_model_on_eight_80_gib_gpus_partitions_instead(plan_of: Planner) ->
 def test_a_model_that_does_not_fit_has_a_plan_that_says_what_it_lacks(plan_of: Planner) -> None:
     plan = plan_of("model=llama_7b", "hardware=t4x1")
     assert not plan.fits
-    assert re.fullmatch(r"[\d.]+ GiB on a (device of [\d.]+|host with [\d.]+ for it)", str(plan.refusal))
+    assert re.fullmatch(
+        r"[\d.]+ GiB on a (device of [\d.]+|host with [\d.]+ for it)", str(plan.refusal)
+    )
 
 
 def test_a_card_without_bf16_trains_in_fp16(plan_of: Planner) -> None:

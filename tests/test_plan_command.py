@@ -107,7 +107,7 @@ def test_a_grid_of_which_nothing_fits_exits_2_and_says_why_in_json_too(planned: 
 def test_a_7b_model_on_one_80_gib_gpu_is_offloaded_and_8_bits_are_proposed(
     model: str, planned: Planned
 ) -> None:
-    # Of a step of millions of tokens the host's optimizer is a small part; of a short one it is not.
+    # In a step of millions of tokens the host takes a small part, in a short one a large one.
     words = [f"model={model}", "hardware=a800x1", "mode=pretrain", "train.global_batch=8"]
     plan = as_json(planned(*words, "format=json"))
     assert (plan["fits"], plan["offload_optimizer"]) == (True, "cpu")
