@@ -26,7 +26,7 @@ class Proposal(NamedTuple):
         plan = self.plan
         gains = [f"{plan.memory['device_peak_gib']:.1f} GiB a device"]
         if plan.total_hours is not None:
-            gains.append(f"{plan.total_hours:,.3g} h")
+            gains.append(f"{figure(plan.total_hours)} h")
         if other.fits and is_faster(plan, other):
             gains.append(f"{times_faster(plan, other):.1f} times faster")
         return f"{' '.join(self.words)} ({', '.join(gains)})"
@@ -69,6 +69,11 @@ def changes(plan: "Plan") -> Iterator[list[str]]:
         yield from ([f"hardware.gpus_per_node={count}"] for count in counts)
     for part in (2, 4, 8):
         yield [f"train.seq_len={plan.seq_len // part}"]
+
+
+def figure(value: float) -> str:
+    """Three digits, or all of those before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def is_faster(plan: "Plan", other: "Plan") -> bool:

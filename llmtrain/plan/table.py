@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.errors import ConfigError
+from llmtrain.plan.propose import figure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from llmtrain.plan.propose import Proposal
     from llmtrain.plan.record import Plan
 
+MOST_WAYS = 3
 WIDE = 400  # columns, where no terminal says how many there are
 
 DOCUMENTS_SHARED = "those of one sequence see each other: usual for pretraining"
@@ -82,15 +84,17 @@ def of_device(plan: "Plan") -> str:
 
 
 def ways_table(plan: "Plan") -> "Table":
-    """The other ways to spread the run: the three best, then why the rest was refused."""
+    """The other ways to spread the run: the three best that fit, then why the rest was refused."""
     table = columns("\nOther ways", "batch", "GiB", "s a step", "refused")
-    for way in plan.alternatives:
+    fitting = [way for way in plan.alternatives if way["refusal"] is None]
+    refused = [way for way in plan.alternatives if way["refusal"] is not None]
+    for way in fitting[:MOST_WAYS] + refused:
         seconds = way["step_seconds"]
         table.add_row(
             way_name(way),
             str(way["micro_batch"]),
             f"{way['device_peak_gib']:.1f}",
-            f"{seconds:.3g}" if seconds is not None else "",
+            figure(seconds) if seconds is not None else "",
             way["refusal"] or "",
         )
     return table
@@ -148,9 +152,9 @@ def grid_row(words: list[str], plan: "Plan | ConfigError") -> list[str]:
         f"{plan.precision}, {way_name(vars(plan))}",
         f"{plan.memory['device_peak_gib']:.1f}",
         f"{plan.memory['host_peak_gib']:.1f}",
-        f"{seconds:.3g}" if seconds else "",
+        figure(seconds) if seconds else "",
         f"{plan.tokens_per_step / seconds:,.0f}" if seconds else "",
-        f"{hours:,.3g}" if hours else "",
+        figure(hours) if hours else "",
         plan.refusal or "",
     ]
 
@@ -164,7 +168,7 @@ def escaped(text: str) -> str:
 def rows(plan: "Plan") -> list[tuple[str, str, str]]:
     """(what, value, reason or the name of a reason) of each line of the table."""
     active = f", {plan.num_active_parameters:,} active" if active_differs(plan) else ""
-    where = f"{plan.world_size} x {plan.device}"
+    where = f"{plan.world_size} x {plan.device if plan.device == 'cpu' else plan.device_name}"
     offload = f", optimizer on {plan.offload_optimizer}" if plan.offload_optimizer != "none" else ""
     offload += f", weights on {plan.offload_params}" if plan.offload_params != "none" else ""
     measured = "an estimate until it is tokenised" if plan.data.is_estimate else "counted"
@@ -172,7 +176,7 @@ def rows(plan: "Plan") -> list[tuple[str, str, str]]:
     batch = f"{plan.global_batch} x {plan.seq_len} tokens"
     split = f"{plan.micro_batch} x {plan.grad_accum} accumulated x {plan.world_size} ranks"
     found = [
-        ("hardware", where, plan.device_name),
+        ("hardware", where, plan.device_name if plan.device == "cpu" else ""),
         ("model", f"{plan.model}, {plan.num_parameters:,} parameters{active}", ""),
         ("data", f"{plan.data.name}, {plan.data.num_train_tokens:,} tokens{rows_of}", measured),
         ("steps", f"{plan.num_steps:,}, each of {batch}", "num_steps"),
@@ -193,9 +197,9 @@ def rows(plan: "Plan") -> list[tuple[str, str, str]]:
         found.insert(2, ("teacher", plan.teacher, ""))
     if plan.scan_kernel:
         found.append(("scan", plan.scan_kernel, "scan_kernel"))
-    if plan.step_seconds:
+    if plan.step_seconds and plan.total_hours:
         rate = plan.tokens_per_step / plan.step_seconds
-        hours = f"{plan.step_seconds:.3g} s a step, {plan.total_hours:,.3g} h in all"
+        hours = f"{figure(plan.step_seconds)} s a step, {figure(plan.total_hours)} h in all"
         found.append(("time", hours, f"{rate:,.0f} tokens/s"))
         if plan.device == "cuda":
             found.append(("cost", cost(plan), "of the devices; hardware.price_per_hour prices it"))
@@ -212,11 +216,11 @@ def rows(plan: "Plan") -> list[tuple[str, str, str]]:
 
 def cost(plan: "Plan") -> str:
     """GPU-hours, and kWh and money where they are known."""
-    parts = [f"{plan.gpu_hours:,.3g} GPU-hours"]
+    parts = [f"{figure(plan.gpu_hours or 0.0)} GPU-hours"]
     if plan.energy_kwh is not None:
-        parts.append(f"{plan.energy_kwh:,.3g} kWh")
+        parts.append(f"{figure(plan.energy_kwh)} kWh")
     if plan.money is not None:
-        parts.append(f"{plan.money:,.0f} in money")
+        parts.append(f"{figure(plan.money)} of the price's currency")
     return ", ".join(parts)
 
 
