@@ -91,7 +91,10 @@ def planned(words: list[str]) -> tuple["Plan", str | None]:
     from llmtrain.plan import make_plan
 
     config = composed(words)
-    return make_plan(config), config.model.path
+    plan = make_plan(config)
+    if not plan.fits:
+        raise ConfigError("model", plan.model, f"needs {plan.refusal}", "take a smaller one")
+    return plan, config.model.path
 
 
 def fitting(name: str, words: list[str], plan: "Plan", weights: str | None) -> Line:
