@@ -85,15 +85,6 @@ def choose_attention(
     return "sdpa"
 
 
-def possible_attention(facts: Facts, wanted: str) -> str:
-    """What comes nearest to ``wanted`` of what a model has."""
-    if wanted == "flash_attention_2" and not facts.supports_flash:
-        wanted = "sdpa"
-    if not facts.num_attention_layers or (wanted == "sdpa" and not facts.supports_sdpa):
-        return "eager"
-    return wanted
-
-
 def flash_limit(config: RunConfig, precision: str, facts: Facts) -> str | None:
     """What of this run flash-attn cannot do; None where it can do all."""
     if precision == "fp32":

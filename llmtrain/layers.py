@@ -64,13 +64,3 @@ def repetition(kinds: list[Any]) -> tuple[int, int]:
         if first + 2 * period < sum(best) + best[1]:
             best = (first, period)
     return best
-
-
-def keep_layers(model: Any, num_layers: int) -> list[Any]:
-    """Cut a model to its first layers; gives all that there were."""
-    stack = stack_of(model)
-    if stack is None:
-        return []
-    layers = list(stack)
-    del stack[num_layers:]
-    return layers

@@ -8,7 +8,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.choose import possible_attention
 from llmtrain.config import RunConfig
 from llmtrain.data.corpus import digest
 from llmtrain.data.sequences import Sequences, open_sequences
@@ -19,6 +18,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.mode.base import Learner
 from llmtrain.mode.distill import Distill, Targets
 from llmtrain.model.causal_lm import Kernels
+from llmtrain.model.facts import possible_attention
 from llmtrain.plan import Plan
 from llmtrain.ranks import die_with_parent
 

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
 MOST = 3
 WORTH = 1.2  # times faster
-MOST_GPUS = 8
 
 PlanOf = Callable[[list[str]], "Plan"]
 
