@@ -22,11 +22,19 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.2
 
 # glibc gives large blocks back to the kernel at every free and faults them in again at every
-# allocation; on a CPU these page faults cost more than the arithmetic. Keep the blocks.
+# allocation; on a CPU these page faults cost more than the arithmetic. Keep the blocks. This is
+# for a machine without launchers.blocks, which does the same with less memory.
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**28),
+}
+
+# oneDNN and torch's door to it keep what they made for each shape of a product, with its buffers;
+# experts, whose shapes are new at every step, would fill hundreds of MB that are never used again.
+KEEP_FEW_KERNELS = {
+    name: os.environ.get(name, "64")
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 }
 
 # Threads that wait for each other spin. libgomp's default is so long that one busy neighbour slows
@@ -123,6 +131,7 @@ def shared_environment(threads: int) -> dict[str, str]:
         port = probe.getsockname()[1]
     return (
         KEEP_MEMORY
+        | KEEP_FEW_KERNELS
         | SPIN_BRIEFLY
         | {
             "MASTER_ADDR": "127.0.0.1",

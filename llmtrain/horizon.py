@@ -15,6 +15,7 @@ class Corpus:
 
     Tokens are those that are read, sequences those that they make at the run's length. Of rows
     longer than that, ``num_cut`` lose their end and ``num_left_out`` more have no answer left.
+    ``learned_share`` is that of all positions whose token is learned; of an estimate the most.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Corpus:
     num_held_out_sequences: int
     is_estimate: bool
     fingerprint: str | None
+    learned_share: float = 1.0
     num_rows: int | None = None
     num_cut: int = 0
     num_left_out: int = 0

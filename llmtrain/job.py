@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launchers import blocks
 from llmtrain.compose import overrides
 from llmtrain.config import Offload, Precision, RunConfig
 from llmtrain.display import Progress, show_growth, show_summary
@@ -200,7 +201,7 @@ class Job:
             "TOKENIZERS_PARALLELISM": "false",
         }
         if self.plan.device == "cpu":
-            found["CUDA_VISIBLE_DEVICES"] = ""
+            found |= {"CUDA_VISIBLE_DEVICES": "", **blocks.preloaded(self.config.cache)}
         if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
             found["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # blocks that leave no gaps
         if not self.config.train.compile:

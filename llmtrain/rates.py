@@ -13,6 +13,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launchers import blocks
 from launchers.local import shared_environment
 from llmtrain.hardware import Machine, num_cores
 
@@ -166,7 +167,7 @@ def calibrated(machine: Machine, cache: Path) -> Rates:
     name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     path = cache / "rates" / f"{name}.json"
     if not path.exists() or (was_busy(path) and not is_busy()):
-        run_ranks(machine, threads, path)
+        run_ranks(machine, shared_environment(threads) | blocks.preloaded(cache), path)
     found = Rates(**json.loads(path.read_text())["rates"])
     return replace(found, lines=links(machine) | found.lines)
 
@@ -180,11 +181,11 @@ def is_busy() -> bool:
     return os.getloadavg()[0] > num_cores() / 2
 
 
-def run_ranks(machine: Machine, threads: int, path: Path) -> None:
+def run_ranks(machine: Machine, environment: dict[str, str], path: Path) -> None:
     """Measure in one process a rank; the first writes ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ranks = machine.gpus_per_node
-    common = os.environ | shared_environment(threads) | {"WORLD_SIZE": str(ranks)}
+    common = os.environ | environment | {"WORLD_SIZE": str(ranks)}
     command = [sys.executable, "-m", "llmtrain.calibration", machine.device, str(path)]
     processes = [
         subprocess.Popen(command, env=common | {"RANK": str(rank)}, stderr=subprocess.PIPE)

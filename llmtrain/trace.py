@@ -13,7 +13,10 @@ PHASES = BEFORE_GRADIENTS + WITH_GRADIENTS
 
 
 class Setting(NamedTuple):
-    """What a trace depends on beside the config's model, adapter, mode and length."""
+    """What a trace depends on beside the config's model, adapter, mode and length.
+
+    Of all positions ``learned_share`` have a label that is learned.
+    """
 
     dtype: str
     attention: str
@@ -22,6 +25,7 @@ class Setting(NamedTuple):
     device: str
     threads: int
     is_packed: bool
+    learned_share: float = 1.0
 
 
 @dataclass(frozen=True)

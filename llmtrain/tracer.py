@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from math import ceil
 from typing import Any
 from unittest.mock import patch
 
@@ -138,7 +139,9 @@ class Tracer:
             if learner is not None:
                 learner.forget_documents()  # of an earlier sample, which may be of another size
                 learner.__dict__["parts"] = plain_head(learner.model)
-        account = Account(self.layers[:num_layers])
+        num_tokens = batch * self.config.train.seq_len
+        num_learned = ceil(num_tokens * self.setting.learned_share)
+        account = Account(self.layers[:num_layers], num_tokens, num_learned)
         hooks = [
             param.register_post_accumulate_grad_hook(account.take_gradient)
             for param in self.model.parameters()
@@ -158,7 +161,7 @@ class Tracer:
         return Sample(num_layers, batch, account.peaks, account.kept, account.counter.rows())
 
     def batch(self, size: int) -> dict[str, Any]:
-        """A micro-batch of the mode: every token of it learned, which is the most there can be."""
+        """A micro-batch of the mode."""
         shape = (size, self.config.train.seq_len)
         tokens_BL = torch.zeros(shape, dtype=torch.long)
         batch: dict[str, Any] = {"input_ids": tokens_BL, "labels": torch.zeros_like(tokens_BL)}
@@ -180,8 +183,9 @@ class Account(LiveTensors):
     the most lies at an end.
     """
 
-    def __init__(self, layers: list[Any]) -> None:
+    def __init__(self, layers: list[Any], num_tokens: int, num_learned: int) -> None:
         super().__init__()
+        self.num_tokens, self.num_learned = num_tokens, num_learned
         self.counter = OpCounter()
         self.layer_of = {
             param: number for number, layer in enumerate(layers) for param in layer.parameters()
@@ -194,9 +198,11 @@ class Account(LiveTensors):
         self.kept = 0
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func in ANSWERS:
-            return ANSWERS[func](*args)
-        return func(*args, **kwargs)
+        return answer(func, args, kwargs, self.num_chosen)
+
+    def num_chosen(self, mask: Any) -> int:
+        """Of one value for each token, what is learned; of all else everything."""
+        return self.num_learned if mask.numel() == self.num_tokens else int(mask.numel())
 
     def note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         self.counter.see(func, args, kwargs, out, walk.num_alike)
@@ -262,17 +268,26 @@ def first_value(tensor: Any) -> Any:
     return True if tensor.dtype is torch.bool else 1
 
 
-def all_positions(tensor: Any) -> Any:
-    """As if nothing were zero."""
-    return tensor.new_empty((tensor.numel(), tensor.ndim), dtype=torch.long)
+def answer(func: Any, args: Any, kwargs: Any, num_chosen: Callable[[Any], int]) -> Any:
+    """What an op gives, also where that depends on values that fake tensors have not."""
+    if func is aten.index.Tensor:
+        return chosen(args[0], args[1], num_chosen)
+    if func is aten.nonzero.default:
+        return positions(args[0], num_chosen)
+    return ANSWERS[func](*args) if func in ANSWERS else func(*args, **kwargs)
 
 
-def chosen(source: Any, indices: Any) -> Any:
-    """A mask chooses everything."""
+def positions(mask: Any, num_chosen: Callable[[Any], int]) -> Any:
+    """As if so many were not zero."""
+    return mask.new_empty((num_chosen(mask), mask.ndim), dtype=torch.long)
+
+
+def chosen(source: Any, indices: Any, num_chosen: Callable[[Any], int]) -> Any:
+    """A mask chooses so many."""
     plain: list[Any] = []
     for index in indices:
         if index is not None and index.dtype is torch.bool:
-            plain += [index.new_empty(index.numel(), dtype=torch.long)] * index.ndim
+            plain += [index.new_empty(num_chosen(index), dtype=torch.long)] * index.ndim
         else:
             plain.append(index)
     return aten.index.Tensor(source, plain)
@@ -280,8 +295,6 @@ def chosen(source: Any, indices: Any) -> Any:
 
 ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: first_value,
-    aten.nonzero.default: all_positions,
-    aten.index.Tensor: chosen,
     aten._grouped_mm.default: grouped_product,
     aten._scaled_dot_product_flash_attention_for_cpu.default: fused_attention,
 }
@@ -296,7 +309,7 @@ class Copies(LiveTensors):
         self.kept: list[Any] = []  # so that no storage's number is given twice
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        out = ANSWERS[func](*args) if func in ANSWERS else func(*args, **kwargs)
+        out = answer(func, args, kwargs, num_chosen=torch.numel)
         if func in (aten._to_copy.default, aten.clone.default):
             self.sources[key_of(out)] = self.source(args[0])
             self.kept.append(out)

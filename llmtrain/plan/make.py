@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import replace
 from functools import cache
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.checks import (
@@ -59,11 +60,11 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
     precision = choose_precision(config, machine, reasons)
     attention = choose_attention(config, machine, facts, precision, reasons)
     scan_kernel = choose_scan(config.model, machine, facts, reasons)
-    problem = problem_of(config, machine, precision, attention, scan_kernel)
+    data = describe_data(config, manifest)
+    problem = problem_of(config, machine, precision, attention, scan_kernel, data)
     chosen, *others = choose_layout(problem, reasons)
     if chosen.layout.offload_params == "nvme":
         check_weights_on_disk(machine.device, machine.world_size, precision)
-    data = describe_data(config, manifest)
     horizon = choose_horizon(config, data, reasons)
     plan = Plan(
         **vars(chosen.layout),
@@ -95,7 +96,12 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
 
 
 def problem_of(
-    config: RunConfig, machine: Machine, precision: str, attention: str, scan_kernel: str | None
+    config: RunConfig,
+    machine: Machine,
+    precision: str,
+    attention: str,
+    scan_kernel: str | None,
+    data: Corpus,
 ) -> Problem:
     """What a layout is sought for: traces are made, and rates measured, when one is asked for."""
 
@@ -107,7 +113,14 @@ def problem_of(
         is_packed = bool(config.data.keeps_apart and packs(config))
         threads = threads_of(machine)
         return traced_setting(
-            precision, attention, scan_kernel, recompute, machine.device, threads, is_packed
+            precision,
+            attention,
+            scan_kernel,
+            recompute,
+            machine.device,
+            threads,
+            is_packed,
+            data.learned_share,
         )
 
     return Problem(
@@ -154,6 +167,7 @@ def setting_of(plan: Plan) -> Setting:
         plan.device,
         plan.threads_per_rank,
         plan.keep_documents_apart,
+        plan.data.learned_share,
     )
 
 
@@ -165,13 +179,17 @@ def traced_setting(
     device: str,
     threads: int,
     is_packed: bool,
+    learned_share: float,
 ) -> Setting:
     """As few settings as there are differences: fp16 is as wide as bf16, and on a CPU the blocks
-    of a scan alone depend on threads."""
+    of a scan alone depend on threads. Some micro-batches are learned more than the mean."""
     dtype = "float32" if precision == "fp32" else "bfloat16"
     has_blocks = device == "cpu" and scan_kernel is not None
     threads = threads if has_blocks else 1
-    return Setting(dtype, attention, scan_kernel, recompute, device, threads, is_packed)
+    sixteenths = min(16, ceil(16 * learned_share + 0.25))
+    return Setting(
+        dtype, attention, scan_kernel, recompute, device, threads, is_packed, sixteenths / 16
+    )
 
 
 def of_machine(machine: Machine, precision: str) -> dict[str, Any]:
@@ -259,6 +277,7 @@ def describe_data(config: RunConfig, manifest: "Manifest | None") -> Corpus:
         num_held_out_sequences=len(held_out),
         is_estimate=False,
         fingerprint=digest([manifest.train.sha, manifest.held_out.sha]),
+        learned_share=min(1.0, manifest.train.num_learned_tokens / (len(train) * seq_len)),
         num_rows=manifest.train.num_documents if manifest.has_masks else None,
         num_cut=train.num_cut,
         num_left_out=train.num_left_out,

@@ -1,0 +1,64 @@
+"""Memory that a rank on a CPU keeps and takes again, through an allocator of large blocks.
+
+``blocks.c`` says how. It is compiled once, in a fraction of a second, and preloaded into ranks.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache, partial
+from pathlib import Path
+from uuid import uuid4
+
+SOURCE = Path(__file__).with_suffix(".c")
+LIBRARIES = ("-ldl", "-pthread")
+SECONDS = 60  # that compiling may take
+
+
+def preloaded(cache_root: Path) -> dict[str, str]:
+    """The environment of a process with the allocator; empty where it cannot be had."""
+    library = library_in(cache_root)
+    return {"LD_PRELOAD": str(library)} if library else {}
+
+
+@cache
+def is_possible() -> bool:
+    """Whether this is glibc with a compiler, and the user preloads nothing that it would meet."""
+    has_glibc = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names
+    return has_glibc and compiler() is not None and not os.environ.get("LD_PRELOAD")
+
+
+def compiler() -> str | None:
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+
+
+@cache
+def library_in(cache_root: Path) -> Path | None:
+    """The allocator, compiled unless it has been; None where that fails."""
+    if not is_possible():
+        return None
+    name = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    path = cache_root / "blocks" / f"{name}.so"
+    if not path.exists():
+        try:
+            build(path)
+        except (OSError, subprocess.SubprocessError):
+            return None
+    return path
+
+
+def build(path: Path) -> None:
+    """Compile to ``path``, which is there only when a process has started with it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{uuid4().hex}.so")
+    options = ["-O2", "-shared", "-fPIC", "-o", str(unfinished), str(SOURCE), *LIBRARIES]
+    trial = "assert len(bytes(2**20) + bytes(2**21)) == 3 * 2**20"
+    run = partial(subprocess.run, check=True, capture_output=True, timeout=SECONDS)
+    try:
+        run([str(compiler()), *options])
+        run([sys.executable, "-c", trial], env=os.environ | {"LD_PRELOAD": str(unfinished)})
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
