@@ -9,6 +9,7 @@ et al. 2020 (ZeRO, section 3.2); buffers are those that DeepSpeed 0.19 allocates
 from dataclasses import dataclass
 from functools import cached_property
 
+from launchers import blocks
 from llmtrain.buffers import MOST_GATHERED, SWAPPED_GROUP
 from llmtrain.trace import BEFORE_GRADIENTS, WITH_GRADIENTS, Trace
 
@@ -17,9 +18,11 @@ FLAT_GRADIENTS = 5e8  # elements that stage 0 adds up between ranks at once
 SUB_GROUP = 1e9  # elements that stage 3 steps at once
 SWAP_BUFFERS = 4  # of a sub-group, through which state comes from a disk
 
-# What a rank's process takes on a CPU beside its tensors, imports left out.
-PROCESS_GIB = 0.1
-PROCESS_SHARE = 0.45
+# What a rank's process takes on a CPU beside its tensors, imports left out: fitted to
+# benchmarks.plan_accuracy. oneDNN keeps what it made for products in 16 bits (launchers.local).
+PROCESS_GIB = 0.033
+KERNELS_GIB = 0.024
+HOLES_SHARE = 0.5  # of the tensors, in the heap of a machine without launchers.blocks
 # What has to stay free on a GPU beside its tensors: CUDA's context with the libraries' workspaces,
 # NCCL's channels, and what the allocator cannot use of its blocks. Chosen with care, not measured.
 CONTEXT_GIB = 0.9
@@ -292,6 +295,12 @@ class Account:
         return found
 
 
+def process_gib(account: Account, live_gib: float) -> float:
+    """What a rank's process takes on a CPU beside its tensors."""
+    kernels = KERNELS_GIB if account.layout.precision != "fp32" else 0.0
+    return PROCESS_GIB + kernels + (0.0 if blocks.is_possible() else HOLES_SHARE * live_gib)
+
+
 def added(one: Bytes, other: Bytes) -> Bytes:
     """The sums of two accounts, component by component."""
     return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}
@@ -308,8 +317,7 @@ def measure(account: Account, device: str) -> Memory:
     found = {name: value / GIB for name, value in moments[moment].items() if value}
     disk = account.on_disk() / GIB
     if device == "cpu":
-        beside = PROCESS_GIB + PROCESS_SHARE * sum(found.values())
-        return Memory(found | {"process": beside}, {}, moment, live, 0.0, disk)
+        return Memory(found | {"process": process_gib(account, live)}, {}, moment, live, 0.0, disk)
     host = {name: value / GIB for name, value in (on_host | account.saved()).items() if value}
     reserved = CONTEXT_GIB + SLACK_SHARE * live
     if account.layout.world_size > 1:
