@@ -5,7 +5,6 @@ Leaves measured_<rank>.json in the run folder.
 """
 
 import gc
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from unittest.mock import patch
 import torch
 
 from llmtrain import train
-from llmtrain.errors import DONE
 from llmtrain.evaluation import take_sample
 from llmtrain.folder import RunFolder, write_json
 from llmtrain.live import LiveTensors
@@ -131,8 +129,6 @@ class Phases(LiveTensors):
 def main() -> None:
     with patch.object(train, "train", measure):  # all around it is as a rank of ours has it
         train.main(sys.argv[1])
-    sys.stdout.flush()
-    os._exit(DONE)  # the process group is not taken down
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.folder import write_json
+from llmtrain.ranks import leave
 from llmtrain.rates import LINES, VIEW_SHARE, Curve, Line, Rates, is_busy, num_blocks
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ PRODUCTS = [  # batch, M, K, N
     (16, 256, 64, 256),
 ]
 MATVECS = [(64, 1, 16, 512), (64, 1, 512, 16), (8, 1, 64, 64)]
+# experts, rows, K, N
+GROUPED = [(8, 512, 64, 64), (8, 2048, 256, 256), (4, 2048, 256, 512)]
 # batch, heads, length, width
 HEADS = [(2, 4, 128, 32), (2, 4, 256, 64), (2, 2, 256, 128), (1, 4, 512, 64)]
 NUM_TENSORS = {"add": 3}  # that a sample reads and writes; else 2
@@ -82,6 +85,8 @@ def measure(device: str, dtypes: list[str], budget_seconds: float = 2.5) -> Rate
         grouped.setdefault(probe.key, []).append(probe)
     lines = {key: fitted(group) for key, group in grouped.items() if key.split()[0] in LINES}
     curves = {key: curve(group) for key, group in grouped.items() if key not in lines}
+    if device == "cuda":  # where all experts are one kernel
+        lines |= {f"grouped {name}": (*lines[f"product {name}"][:2], 0.0) for name in dtypes}
     return Rates(host_seconds_of(curves, device), device == "cuda", lines, curves)
 
 
@@ -119,6 +124,8 @@ def probes_of(device: str, name: str) -> Iterator[Probe]:
         yield product_probe(make, f"product {name}", *shape)
     for shape in MATVECS:
         yield product_probe(make, f"matvec {name}", *shape)
+    for shape in GROUPED if device == "cpu" else ():
+        yield grouped_probe(make, name, *shape)
     for shape in HEADS:
         yield from attention_probes(make, name, *shape)
 
@@ -161,6 +168,20 @@ def product_probe(make: "Make", key: str, batch: int, m: int, k: int, n: int) ->
     return Probe(key, 2.0 * batch * m * k * n, num_bytes, calls)
 
 
+def grouped_probe(make: "Make", name: str, experts: int, rows: int, k: int, n: int) -> Probe:
+    """Rows dealt to experts, in other numbers at each call, so that no shape comes again."""
+    import torch
+
+    inputs, weights = make(rows, k), make(experts, k, n)
+
+    def call() -> "torch.Tensor":
+        ends = torch.randint(rows, (experts,)).sort().values
+        ends[-1] = rows
+        return torch._grouped_mm(inputs, weights, ends.to(inputs.device, torch.int32))
+
+    return Probe(f"grouped {name}", 2.0 * rows * k * n, experts, [call])
+
+
 def attention_probes(make: "Make", name: str, *shape: int) -> Iterator[Probe]:
     """Fused attention, forward and backward."""
     import torch
@@ -192,7 +213,7 @@ def fitted(probes: list[Probe]) -> Line:
     seconds = np.array([probe.seconds for probe in probes])
     scale = sizes.max(axis=0)
     used = [number for number in range(3) if scale[number] > 0]
-    if probes[0].key.startswith("attention"):
+    if probes[0].key.startswith(("attention", "grouped")):
         used.remove(0)  # of few and long calls a start would be noise
     rows = sizes / np.maximum(scale, 1e-9) / np.sqrt(seconds)[:, None]
     targets = np.sqrt(seconds)
@@ -246,3 +267,4 @@ def main(device: str, path: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave()

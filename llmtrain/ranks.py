@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -39,3 +40,13 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
+
+
+def leave() -> NoReturn:
+    """End this process at once, when all that it had to do is done and written.
+
+    Threads of gloo sometimes abort a process that ends with Python's clearing up.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

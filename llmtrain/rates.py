@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 GB, TERA = 1e9, 1e12
 LONGEST_SECONDS = 120.0  # that measuring may take on a machine with much else to do
-RATES_FORMAT = 1  # raise it when what is measured changes, so that older caches are not read
+RATES_FORMAT = 2  # raise it when what is measured changes, so that older caches are not read
 # Operations that cost like the one that is measured; all others cost like an addition.
 LIKE = {  # without leading and trailing underscores
     "clone": "cat stack copy to_copy zeros zeros_like new_zeros fill zero constant_pad_nd"
@@ -41,7 +41,7 @@ DTYPES = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 CPU_BLOCK = 512  # keys of a block of scores
 VIEW_SHARE = 0.4  # of an operation's way to its kernel that a view takes
-LINES = ("product", "matvec", "attention", "attention_backward", "all_reduce")
+LINES = ("product", "grouped", "matvec", "attention", "attention_backward", "all_reduce")
 ELEMENTWISE = ("add", "clone", "transpose", "silu", "exp", "softplus", "bernoulli", "adam")
 Curve = list[tuple[float, float]]  # bytes and seconds, by bytes
 Line = tuple[float, float, float]  # seconds; and more for each FLOP and each byte
@@ -132,6 +132,7 @@ def product_lines(dtype: str, peak: float, per_byte: float) -> dict[str, Line]:
     """Products and fused attention, whose scores never reach memory; ``peak`` in FLOP/s."""
     return {
         f"product {dtype}": (KERNEL_SECONDS, 1 / (PRODUCT_SHARE * peak), per_byte),
+        f"grouped {dtype}": (KERNEL_SECONDS, 1 / (PRODUCT_SHARE * peak), 0.0),
         f"attention {dtype}": (KERNEL_SECONDS, 1 / (ATTENTION_SHARE * peak), 0.0),
         f"attention_backward {dtype}": (
             KERNEL_SECONDS,

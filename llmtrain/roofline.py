@@ -67,6 +67,8 @@ def reader_of(func: "OpOverload") -> Reader:
         return attention_reader(func)
     if name in PRODUCTS:
         return product_reader(PRODUCTS[name])
+    if name == "_grouped_mm":
+        return read_grouped
     return elementwise_reader(name)
 
 
@@ -85,20 +87,23 @@ def product_flops(factors: Any, out: Any) -> float:
     return 2.0 * out.numel() * factors[-2].shape[-1]
 
 
-def grouped_flops(factors: Any, out: Any) -> float:
-    """Of rows dealt to experts: each meets one expert's matrix, or is summed in one's gradient."""
-    rows, columns = factors[:2]
-    width = columns.shape[-1]
-    return 2.0 * rows.shape[-2] * rows.shape[-1] * width
-
-
 PRODUCTS: dict[str, Callable[[Any, Any], float]] = {
     "mm": product_flops,
     "addmm": product_flops,
     "bmm": product_flops,
     "baddbmm": product_flops,
-    "_grouped_mm": grouped_flops,
 }
+
+
+def read_grouped(args: Any, kwargs: dict[str, Any], out: Any) -> tuple[str, str, float, float]:
+    """Of rows dealt to experts: each meets one expert's matrix, or is summed in one's gradient.
+
+    In the place of bytes the number of experts, each of which is a product of its own on a CPU.
+    """
+    rows, columns = args[:2]
+    experts = max(factor.shape[0] if factor.dim() == 3 else 1 for factor in (rows, columns, out))
+    flops = 2.0 * rows.shape[-2] * rows.shape[-1] * columns.shape[-1]
+    return "grouped", dtype_key(rows.dtype), flops, float(experts)
 
 
 def attention_reader(func: "OpOverload") -> Reader:

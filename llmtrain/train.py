@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmtrain import checkpoint
 from llmtrain.config import RunConfig, load
@@ -25,7 +25,7 @@ from llmtrain.mode.base import base_of
 from llmtrain.plan import Plan
 from llmtrain.probe import check_apart
 from llmtrain.rank_run import Run, Sums
-from llmtrain.ranks import Ranks, die_with_parent
+from llmtrain.ranks import Ranks, die_with_parent, leave
 from llmtrain.records import hyperparameters, log_step, start_count, summarise
 from llmtrain.step import step_batches, train_step
 
@@ -36,8 +36,8 @@ STATUS_SECONDS = 1.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
-def main(path: str) -> None:
-    """Train the run in a folder as one of its ranks. Never returns normally on failure."""
+def main(path: str) -> NoReturn:
+    """Train the run in a folder as one of its ranks, and end this process."""
     die_with_parent()
     for number in STOP_SIGNALS:  # before the first step there is nothing to save
         signal.signal(number, lambda *_: os._exit(0))
@@ -50,6 +50,7 @@ def main(path: str) -> None:
     except BaseException as error:  # whatever it is, the process that watches us has to know
         note_failure(folder, ranks, error)
         os._exit(FAILED)  # a peer may be stuck in a collective: do not wait for it in atexit
+    leave()
 
 
 def redirect_output(path: Path) -> None:

@@ -135,7 +135,7 @@ def test_an_adapter_is_proposed_only_where_there_are_weights_to_adapt(planned: P
 def test_a_run_that_does_not_fit_is_refused_with_what_would(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: Command
 ) -> None:
-    small = ["hardware=cpux1", "hardware.memory_gib=0.6", "train.activation_checkpointing=none"]
+    small = ["hardware=cpux1", "hardware.memory_gib=0.4", "train.activation_checkpointing=none"]
     words = command.words("run", *small, "train.seq_len=1024", "train.micro_batch=4")[3:]
     assert call(words, monkeypatch) == 2
     said = capfd.readouterr().err
