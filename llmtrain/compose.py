@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +138,7 @@ def as_hydra_wants(words: list[str]) -> list[str]:
     return [f"++{word}" if OPEN_KEYS.match(word) else word for word in words]
 
 
+@cache
 def register() -> None:
     """Put the dataclass of every kind of every group into Hydra's store, below ``schema/``."""
     store = ConfigStore.instance()

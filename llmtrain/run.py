@@ -23,7 +23,7 @@ def run(config: RunConfig) -> float | None:
     check(config)
     # Refused now if it cannot be: afterwards reading and tokenising may take hours.
     estimated = make_plan(config, find_manifest(config.data, config.cache, config.tokenizer_path))
-    require_fit(estimated)
+    require_fit(config, estimated)
     deepspeed_config(estimated, config.zero.extra)
     config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
     if config.launcher.starts_ranks:

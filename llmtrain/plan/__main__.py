@@ -27,7 +27,7 @@ def plan_command(config: RunConfig) -> int:
     Returns 0 for a plan that fits and 2 for one that does not.
     """
     plan = plan_as_known(config)
-    found = proposals(plan, planner())
+    found = proposals(plan, config.hardware.name, planner(config))
     if config.format is Format.json:
         more = {"proposals": [proposal.to_json() for proposal in found]}
         print(json.dumps(plan.to_json() | more, indent=2))

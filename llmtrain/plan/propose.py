@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmtrain.compose import choices
+from llmtrain.config import Precision
 from llmtrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -10,8 +12,25 @@ if TYPE_CHECKING:
 
 MOST = 3
 WORTH = 1.2  # times faster
+COUNTS = (2, 4, 8)  # of GPUs in a machine
 
-PlanOf = Callable[[list[str]], "Plan"]
+
+class Change(NamedTuple):
+    """Other choices of groups, as overrides, and other values by key."""
+
+    groups: tuple[str, ...] = ()
+    values: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def words(self) -> list[str]:
+        """The change as overrides to add to a command."""
+        return [
+            *self.groups,
+            *(f"{key}={getattr(value, 'value', value)}" for key, value in self.values),
+        ]
+
+
+PlanOf = Callable[[Change], "Plan"]
 
 
 class Proposal(NamedTuple):
@@ -36,14 +55,14 @@ class Proposal(NamedTuple):
         return {"overrides": self.words, **values, "total_hours": plan.total_hours}
 
 
-def proposals(plan: "Plan", plan_of: PlanOf) -> list[Proposal]:
+def proposals(plan: "Plan", hardware: str, plan_of: PlanOf) -> list[Proposal]:
     """At most three: what makes a run fit that does not, or much faster one that gives way."""
     if plan.fits and plan.offload_optimizer == "none":
         return []
     found: list[Proposal] = []
-    for words in changes(plan):
+    for change in changes(plan, hardware):
         try:
-            proposal = Proposal(words, plan_of(words))
+            proposal = Proposal(change.words, plan_of(change))
         except ConfigError:
             continue
         if proposal.plan.fits and (not plan.fits or is_faster(proposal.plan, plan)):
@@ -53,21 +72,37 @@ def proposals(plan: "Plan", plan_of: PlanOf) -> list[Proposal]:
     return found
 
 
-def changes(plan: "Plan") -> Iterator[list[str]]:
-    """What a user could change, the least first."""
+def changes(plan: "Plan", name: str) -> Iterator[Change]:
+    """What a user could change, the least first; ``name`` is that of the hardware."""
     if plan.optimizer == "adamw" and plan.device == "cuda":
-        yield ["optimizer=adamw8bit"]
-        yield ["optimizer=adamw8bit", "train.precision=bf16_pure"]
+        yield Change(("optimizer=adamw8bit",))
+        yield Change(("optimizer=adamw8bit",), (("train.precision", Precision.bf16_pure),))
     if plan.adapter == "none" and plan.weights_fingerprint is not None:  # weights to adapt
-        yield ["adapter=lora"]
-        yield ["adapter=qlora"]
+        yield Change(("adapter=lora",))
+        yield Change(("adapter=qlora",))
     elif plan.adapter in ("lora", "dora"):
-        yield ["adapter=qlora"]
+        yield Change(("adapter=qlora",))
     if plan.device == "cuda":
-        counts = [count for count in (2, 4, 8) if count > plan.gpus_per_node]
-        yield from ([f"hardware.gpus_per_node={count}"] for count in counts)
-    for part in (2, 4, 8):
-        yield [f"train.seq_len={plan.seq_len // part}"]
+        yield from (more_gpus(count, name) for count in COUNTS if count > plan.gpus_per_node)
+    room = plan.memory_gib - plan.memory["reserved_gib"]
+    if fixed_gib(plan) < room < plan.memory["device_peak_gib"]:
+        for part in (2, 4, 8):
+            yield Change(values=(("train.seq_len", plan.seq_len // part),))
+
+
+def more_gpus(count: int, name: str) -> Change:
+    """The preset of the same card with so many, which knows their host; else the number alone."""
+    preset = f"{name.rpartition('x')[0]}x{count}"
+    if preset in choices("hardware"):
+        return Change((f"hardware={preset}",))
+    return Change(values=(("hardware.gpus_per_node", count),))
+
+
+def fixed_gib(plan: "Plan") -> float:
+    """What a device holds however short the sequences are."""
+    of_tokens = ("activations", "loss and temporaries")
+    sizes = plan.memory["components"]
+    return float(plan.memory["device_peak_gib"] - sum(sizes.get(name, 0) for name in of_tokens))
 
 
 def figure(value: float) -> str:
