@@ -73,6 +73,7 @@ def case(
         f"train.global_batch={batch * ranks * accumulate}",
         f"train.activation_checkpointing={recompute}",
         "train.max_steps=1000",
+        "checkpoint.asynchronous=false",  # none is saved
     )
     also = [] if recompute == "none" else [f"recompute {recompute}"]
     also += [f"{accumulate} micro-batches"] if accumulate > 1 else []

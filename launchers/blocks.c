@@ -181,14 +181,19 @@ static int is_ready(void) {
     return 1;
 }
 
+/* Gives back what would be more than ever lived, when so many cold pages are taken. */
+static void make_room(size_t pages) {
+    size_t limit = most_live > live + pages ? most_live : live + pages;
+    if (live + warm + pages > limit)
+        give_back(live + warm + pages - limit);
+}
+
 /* A live run of so many pages; NONE where the region has no room. */
 static uint32_t take_run(size_t pages, int *is_zero) {
     uint32_t id = best_fit(WARM, pages);
     *is_zero = id == NONE;
     if (id == NONE) {
-        size_t limit = most_live > live + pages ? most_live : live + pages;
-        if (live + warm + pages > limit)
-            give_back(live + warm + pages - limit);
+        make_room(pages);
         id = best_fit(COLD, pages);
     }
     if (id == NONE)
@@ -199,6 +204,22 @@ static uint32_t take_run(size_t pages, int *is_zero) {
     live += pages;
     most_live = live > most_live ? live : most_live;
     return id;
+}
+
+/* Adds the first pages of the free run that follows, if there are enough of them. */
+static void take_next(uint32_t id, size_t pages) {
+    uint32_t next = runs[id].after;
+    if (next == NONE || runs[next].kind == LIVE || runs[next].pages < pages)
+        return;
+    if (runs[next].kind == COLD) {
+        make_room(pages);
+        next = runs[id].after; /* what was given back may have joined it */
+    }
+    enum kind kind = runs[next].kind;
+    leave_ring(next);
+    if (runs[next].pages > pages)
+        join_ring(cut(next, pages), kind);
+    swallow_next(id);
 }
 
 /* A large block; NULL for a small one, or where there is no room for it. */
@@ -229,6 +250,23 @@ static void put_back(void *at) {
     pthread_mutex_unlock(&lock);
 }
 
+/* Whether a block could be made longer or shorter where it lies. */
+static int resized(void *at, size_t bytes) {
+    size_t pages = (bytes + page - 1) / page;
+    pthread_mutex_lock(&lock);
+    uint32_t id = run_at[((char *)at - region) / page];
+    size_t had = runs[id].pages;
+    if (pages < had)
+        set_free(cut(id, pages), WARM);
+    else if (pages > had)
+        take_next(id, pages - had);
+    live += runs[id].pages - had;
+    most_live = live > most_live ? live : most_live;
+    int is_done = runs[id].pages == pages;
+    pthread_mutex_unlock(&lock);
+    return is_done;
+}
+
 void *malloc(size_t bytes) {
     int is_zero;
     void *found = take(bytes, &is_zero);
@@ -257,7 +295,7 @@ void *realloc(void *at, size_t bytes) {
     if (!is_ours(at))
         return __libc_realloc(at, bytes);
     size_t had = size_of(at);
-    if (bytes && bytes <= had && bytes > had - page)
+    if (bytes >= LARGE && resized(at, bytes))
         return at;
     void *found = bytes ? malloc(bytes) : NULL;
     if (!found && bytes)

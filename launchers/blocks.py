@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import cache, partial
+import tempfile
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -40,25 +41,40 @@ def library_in(cache_root: Path) -> Path | None:
     if not is_possible():
         return None
     name = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
-    path = cache_root / "blocks" / f"{name}.so"
-    if not path.exists():
-        try:
+    path = place_in(cache_root) / "blocks" / f"{name}.so"
+    try:
+        if not works(path):
             build(path)
-        except (OSError, subprocess.SubprocessError):
-            return None
-    return path
+        return path if works(path) else None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def place_in(cache_root: Path) -> Path:
+    """The cache, unless LD_PRELOAD would take its path for several."""
+    if not set(" :") & set(str(cache_root)):
+        return cache_root.absolute()
+    return Path(tempfile.gettempdir(), f"llmtrain-{os.getuid()}")
 
 
 def build(path: Path) -> None:
-    """Compile to ``path``, which is there only when a process has started with it."""
+    """Compile to ``path``, which is there wholly or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{uuid4().hex}.so")
     options = ["-O2", "-shared", "-fPIC", "-o", str(unfinished), str(SOURCE), *LIBRARIES]
-    trial = "assert len(bytes(2**20) + bytes(2**21)) == 3 * 2**20"
-    run = partial(subprocess.run, check=True, capture_output=True, timeout=SECONDS)
+    command = [str(compiler()), *options]
     try:
-        run([str(compiler()), *options])
-        run([sys.executable, "-c", trial], env=os.environ | {"LD_PRELOAD": str(unfinished)})
+        subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
         unfinished.rename(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def works(path: Path) -> bool:
+    """Whether a process starts with the library: a damaged one, or one on a disk that nothing may
+    be executed from, would be left out or end it."""
+    trial = "import sys; sys.exit(sys.argv[1] not in open('/proc/self/maps').read())"
+    command = [sys.executable, "-S", "-c", trial, path.name]
+    environment = os.environ | {"LD_PRELOAD": str(path)}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=SECONDS)
+    return done.returncode == 0

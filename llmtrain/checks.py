@@ -22,6 +22,8 @@ def check(config: RunConfig) -> None:
     """Raise ConfigError for what can be seen to be wrong without importing torch."""
     check_bounds(config)
     check_folder("cache_root", config.cache)
+    if config.checkpoint.mirror is not None:
+        check_folder("checkpoint.mirror", Path(config.checkpoint.mirror).expanduser())
     asked = [
         name for name in ("max_steps", "max_tokens", "max_epochs") if getattr(config.train, name)
     ]
@@ -87,7 +89,7 @@ def check_recomputation(config: RunConfig) -> None:
     if (
         value is not None
         and value not in ("none", "full")
-        and not (value.isdigit() and int(value) > 0)
+        and not (value.isdecimal() and int(value) > 0)
     ):
         remedy = "give none, full, or k to recompute every k-th layer"
         raise ConfigError("train.activation_checkpointing", value, "is not understood", remedy)

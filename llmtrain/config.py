@@ -44,12 +44,12 @@ class Format(Enum):
 class Train:
     """The problem that is learned: lengths, batches and horizon; and how a step is carried out."""
 
-    seq_len: int = learned("???", low=2)
-    global_batch: int = learned("???", low=1)
+    seq_len: int = learned("???", low=2, high=2**31)
+    global_batch: int = learned("???", low=1, high=2**31)
     micro_batch: int | None = unlearned(low=1)
-    max_steps: int | None = learned(None, low=1)
-    max_tokens: float | None = learned(None, low=1)
-    max_epochs: float | None = learned(None, above=0)
+    max_steps: int | None = learned(None, low=1, high=10**12)
+    max_tokens: float | None = learned(None, low=1, high=1e18)
+    max_epochs: float | None = learned(None, above=0, high=1e9)
     precision: Precision | None = None
     activation_checkpointing: str | None = unlearned()
     compile: bool = unlearned(False)
@@ -72,10 +72,18 @@ class Zero:
 
 @dataclass
 class Checkpoint:
-    """Resumable state is saved every so many steps (null: planned); the newest ``keep`` stay."""
+    """Resumable state is saved every so many steps (null: planned).
+
+    The newest ``keep`` stay, and those of every ``keep_every``-th step. They are written while
+    training goes on unless ``asynchronous`` is false (null: where there is room for a copy), and
+    copied to ``mirror``, a folder on another disk.
+    """
 
     every: int | None = unlearned(low=1)
     keep: int = unlearned(2, low=1)
+    keep_every: int | None = unlearned(low=1)
+    asynchronous: bool | None = unlearned()
+    mirror: str | None = unlearned()
 
 
 @dataclass
@@ -115,7 +123,7 @@ class RunConfig:
 
     @property
     def cache(self) -> Path:
-        return Path(self.cache_root).expanduser()
+        return Path(self.cache_root or "~/.cache/llmtrain").expanduser()
 
     def to_yaml(self) -> str:
         return OmegaConf.to_yaml(OmegaConf.structured(self))

@@ -5,13 +5,15 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmtrain.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class RunFolder:
@@ -168,6 +170,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that it is there wholly or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_cached(path: Path, build: Callable[[Any], T]) -> T | None:
+    """What is made of a JSON file in a cache; None where it is missing or damaged."""
+    try:
+        return build(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_cached(path: Path, value: Any) -> None:
+    """Keep something for the next time, if the cache can be written to."""
+    with suppress(OSError):
+        write_json(path, value)
 
 
 def publish(temporary: Path, path: Path) -> None:

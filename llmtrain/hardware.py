@@ -144,9 +144,18 @@ def gpu_machine(asked: Hardware, gpus: list[Gpu]) -> Machine:
     )
 
 
+RANKS_PER_CORE = 4  # that a machine may be asked to run
+
+
 def cpu_machine(asked: Hardware) -> Machine:
     """A machine without GPUs: each rank is a process that shares cores and memory."""
     ranks = asked.gpus_per_node or 1
+    if asked.product is not None:
+        reason, remedy = f"is not what {asked.name} has", "take hardware=cpux1"
+        raise ConfigError("hardware.device", "cpu", reason, remedy)
+    if ranks > RANKS_PER_CORE * num_cores():
+        reason = f"processes are too many for {num_cores()} cores"
+        raise ConfigError("hardware.gpus_per_node", ranks, reason, f"give {num_cores()} or fewer")
     memory = asked.host_memory_gib or host_memory_gib()
     return Machine(
         name=asked.name,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchers import blocks
+from llmtrain.checkpoint.store import mirror_of, newest_good
 from llmtrain.compose import overrides
 from llmtrain.config import Offload, Precision, RunConfig
 from llmtrain.display import Progress, show_growth, show_summary
@@ -53,6 +54,7 @@ class Job:
             if self.folder.read_status().get("state") == "done":
                 print(f"{self.folder.path} is done.")
                 return self.result()
+            self.verify()
             self.fill_folder()
             self.launch()
             return self.result()
@@ -90,10 +92,10 @@ class Job:
                 raise ConfigError("name", self.config.name, reason, "give this run its own name")
 
     def saved_plan(self) -> Plan | None:
-        """The plan in force; None in a new folder, or where another version wrote it."""
+        """The plan in force; None in a new folder, or where it is damaged or another version's."""
         try:
             return Plan.load(self.folder.plan)
-        except (FileNotFoundError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def fill_folder(self) -> None:
@@ -129,6 +131,12 @@ class Job:
     def errors(self) -> list[Path]:
         """Where each rank says what ended it."""
         return [self.folder.error(rank) for rank in range(self.plan.gpus_per_node)]
+
+    def verify(self) -> None:
+        """Find out now which checkpoint is whole; the ranks take the newest."""
+        asked = self.config.checkpoint.mirror
+        mirror = None if asked is None else mirror_of(asked, self.folder)
+        newest_good(self.folder, mirror, print)
 
     def newest_step(self) -> int:
         return max(self.folder.checkpoint_steps(), default=0)

@@ -282,6 +282,8 @@ def explain_layout(
     if "zero_stage" not in reasons:
         offloaded = layout.offload_optimizer != "none"
         smaller = "its state does not fit the device: the optimizer goes to the host"
+        if layout.offload_params != "none":
+            offloaded, smaller = True, "the fastest that fits: the weights go to the host"
         best = "the fastest that fits, or the least of those about as fast"
         exact = "many micro-batches are added up in fp32"
         alone = exact if layout.zero_stage else "one rank has nothing to partition"
@@ -289,7 +291,7 @@ def explain_layout(
     if config.train.micro_batch is not None:
         reasons["micro_batch"] = "asked for"
     elif layout.micro_batch == micro_batches[0]:
-        reasons["micro_batch"] = "a larger one would be no faster or does not divide the batch"
+        reasons["micro_batch"] = "a larger one is too much, no faster or does not divide the batch"
     else:
         reasons["micro_batch"] = "the fastest that fits"
     if config.train.activation_checkpointing is not None:

@@ -6,7 +6,7 @@ et al. 2020 (ZeRO, section 3.2); buffers are those that DeepSpeed 0.19 allocates
 
 # P trained parameters, M the largest of them, R ranks, b bytes of a weight, s of optimizer state
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from launchers import blocks
@@ -14,6 +14,7 @@ from llmtrain.buffers import MOST_GATHERED, SWAPPED_GROUP
 from llmtrain.trace import BEFORE_GRADIENTS, WITH_GRADIENTS, Trace
 
 GIB = 2**30
+COPIES = "copies to save"
 FLAT_GRADIENTS = 5e8  # elements that stage 0 adds up between ranks at once
 SUB_GROUP = 1e9  # elements that stage 3 steps at once
 SWAP_BUFFERS = 4  # of a sub-group, through which state comes from a disk
@@ -52,7 +53,9 @@ class Memory:
     """GiB by component at the peak of one device and, for its share, on the host and on a disk.
 
     ``moment`` says when the device's peak is; ``live_gib`` is it without what the process takes
-    beside its tensors, ``reserved_gib`` what has to stay free on a GPU beside them.
+    beside its tensors, ``reserved_gib`` what has to stay free on a GPU beside them. A rank's part
+    of a checkpoint is ``checkpoint_gib``; a copy of it, to be written while training goes on, takes
+    ``copy_gib`` more than is counted.
     """
 
     device: dict[str, float]
@@ -61,6 +64,15 @@ class Memory:
     live_gib: float
     reserved_gib: float = 0.0
     disk_gib: float = 0.0
+    checkpoint_gib: float = 0.0
+    copy_gib: float = 0.0
+
+    def with_copy(self, device: str) -> "Memory":
+        """With the copy of a checkpoint on the host, which on a CPU is the device."""
+        copy = {COPIES: self.copy_gib} if self.copy_gib else {}
+        if device == "cpu":
+            return replace(self, device=self.device | copy, live_gib=self.live_gib + self.copy_gib)
+        return replace(self, host=self.host | copy)
 
     @property
     def device_peak_gib(self) -> float:
@@ -258,13 +270,16 @@ class Account:
         cast = 4 * group if is_16_bit else 0.0
         return {"gradients": width * (self.share + group) + cast + norm}
 
-    def saved(self) -> Bytes:
-        """Copies on the host that a GPU's checkpoint is written from; none of what lies there."""
-        if self.layout.offload_optimizer == "cpu":
-            return {}
+    def saved(self) -> float:
+        """This rank's part of a checkpoint: masters and states."""
         parts = 1 if self.layout.zero_stage == 0 else self.layout.world_size
         master = self.width if self.layout.precision == "bf16_pure" else 4.0
-        return {"copies to save": master * self.count / parts + self.states()}
+        return master * self.count / parts + self.states()
+
+    @property
+    def is_saved_from_device(self) -> bool:
+        """Whether a checkpoint passes through copies on the host, whoever waits for it."""
+        return self.layout.offload_optimizer != "cpu"
 
     def on_host(self) -> Bytes:
         """What is in the host's memory for this rank, on a machine with GPUs."""
@@ -315,11 +330,15 @@ def measure(account: Account, device: str) -> Memory:
     live = max(sum(found.values()) for found in moments.values()) / GIB
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     found = {name: value / GIB for name, value in moments[moment].items() if value}
-    disk = account.on_disk() / GIB
+    disk, saved = account.on_disk() / GIB, account.saved() / GIB
     if device == "cpu":
-        return Memory(found | {"process": process_gib(account, live)}, {}, moment, live, 0.0, disk)
-    host = {name: value / GIB for name, value in (on_host | account.saved()).items() if value}
+        found |= {"process": process_gib(account, live)}
+        return Memory(found, {}, moment, live, 0.0, disk, saved, saved)
+    if account.is_saved_from_device:
+        on_host |= {COPIES: account.saved()}
+    copy = 0.0 if account.is_saved_from_device else saved
+    host = {name: value / GIB for name, value in on_host.items() if value}
     reserved = CONTEXT_GIB + SLACK_SHARE * live
     if account.layout.world_size > 1:
         reserved += COMMUNICATION_GIB
-    return Memory(found, host, moment, live, reserved, disk)
+    return Memory(found, host, moment, live, reserved, disk, saved, copy)

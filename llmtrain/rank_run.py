@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from deepspeed import DeepSpeedEngine
 
+    from llmtrain.checkpoint import Saver
     from llmtrain.data.sequences import Sequences
     from llmtrain.data.shards import Manifest
     from llmtrain.data.teacher_cache import TeacherCache
@@ -76,10 +77,12 @@ class Run:
     control: Any
     peak_tflops: float | None
     sequences: "Sequences" = field(init=False)
+    saver: "Saver" = field(init=False)
     targets: "TeacherCache | None" = None
     metrics: Metrics | None = None
     step: int = 0
     best_loss: float = math.inf
+    best_step: int | None = None
     elapsed_seconds: float = 0.0
     is_stopping: bool = False
     sums: Sums = field(default_factory=Sums)

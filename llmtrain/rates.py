@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launchers import blocks
 from launchers.local import shared_environment
+from llmtrain.folder import read_cached
 from llmtrain.hardware import Machine, num_cores
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def rates_of(machine: Machine, cache: Path) -> Rates | None:
         return datasheet(machine)
     try:
         return calibrated(machine, cache)
-    except (RuntimeError, subprocess.TimeoutExpired):  # a GPU that is full, or not torch's to use
+    # A GPU that is full or not torch's to use, a cache that cannot be written to.
+    except (RuntimeError, subprocess.TimeoutExpired, OSError):
         return datasheet(machine)
 
 
@@ -167,15 +169,24 @@ def calibrated(machine: Machine, cache: Path) -> Rates:
     what = [RATES_FORMAT, machine.device_name, machine.gpus_per_node, threads, version("torch")]
     name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     path = cache / "rates" / f"{name}.json"
-    if not path.exists() or (was_busy(path) and not is_busy()):
+    known = read_cached(path, Measured.from_json)
+    if known is None or (known.was_busy and not is_busy()):
         run_ranks(machine, shared_environment(threads) | blocks.preloaded(cache), path)
-    found = Rates(**json.loads(path.read_text())["rates"])
-    return replace(found, lines=links(machine) | found.lines)
+        known = read_cached(path, Measured.from_json)
+    if known is None:
+        raise RuntimeError(f"{path} was not written")
+    return replace(known.rates, lines=links(machine) | known.rates.lines)
 
 
-def was_busy(path: Path) -> bool:
-    """Whether others were at work on this machine when its rates were measured."""
-    return bool(json.loads(path.read_text())["was_busy"])
+class Measured(NamedTuple):
+    """Rates, and whether others were at work on this machine when they were measured."""
+
+    rates: Rates
+    was_busy: bool
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Measured":
+        return cls(Rates(**values["rates"]), bool(values["was_busy"]))
 
 
 def is_busy() -> bool:

@@ -203,8 +203,24 @@ def weighted(rows: Iterable[Row], weight: float) -> list[Row]:
     return [Row(*row[:4], weight * row[4]) for row in rows]
 
 
+class Work(NamedTuple):
+    """Seconds of operations on the device, and of the host that launches them."""
+
+    device: float
+    host: float
+
+    def seconds(self, rates: Rates) -> float:
+        """Of both together: a GPU computes while the host launches what follows."""
+        return max(self) if rates.is_asynchronous else sum(self)
+
+
 def seconds_of(rows: Iterable[Row], rates: Rates) -> float:
-    """Seconds of all operations: on a GPU the longer of its own time and the host's launching."""
+    """Seconds of all operations."""
+    return work_of(rows, rates).seconds(rates)
+
+
+def work_of(rows: Iterable[Row], rates: Rates) -> Work:
+    """Device and host apart: each grows evenly with layers and sequences, the longer does not."""
     device = host = 0.0
     for kind, dtype, flops, num_bytes, times in rows:
         if kind == "view":
@@ -212,7 +228,7 @@ def seconds_of(rows: Iterable[Row], rates: Rates) -> float:
         else:
             host += times * rates.host_seconds
             device += times * rates.seconds(kind, dtype, flops, num_bytes)
-    return max(device, host) if rates.is_asynchronous else device + host
+    return Work(device, host)
 
 
 # DeepSpeed's own work, in operations on each trained tensor, by ZeRO stage: hooks, buckets, slices.

@@ -117,7 +117,7 @@ def check_bounds(part: Any, prefix: str = "") -> None:
 def check_number(key: str, value: float, bounds: Any) -> None:
     """One number against its bounds."""
     low, above, high = (bounds.get(name) for name in ("low", "above", "high"))
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(key, value, "is not a finite number", "give a finite one")
     if low is not None and value < low:
         raise ConfigError(key, value, f"is below {low}", f"give {low} or more")

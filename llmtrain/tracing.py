@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from llmtrain.data.corpus import digest
 from llmtrain.errors import ConfigError
-from llmtrain.folder import write_json
+from llmtrain.folder import read_cached, write_cached
 from llmtrain.rough import rough_trace
 from llmtrain.trace import Setting, Trace
 
@@ -31,21 +31,22 @@ LEAST_TOKENS = 512  # of a traced micro-batch: chunked kernels differ below thei
 def trace(config: "RunConfig", setting: Setting) -> Trace:
     """The trace of a config's model under a setting, from the cache where it was made before."""
     path = config.cache / "traces" / f"{fingerprint(config, setting)}.json"
-    if path.exists():
-        return load(path)
+    if (known := load(path)) is not None:
+        return known
     try:
         made = traced(config, setting)
     except ConfigError:
         raise
     except Exception as error:  # a stranger's class may do what tensors without values cannot
         return rough_trace(config, setting, f"{type(error).__name__}: {error}")
-    write_json(path, made.to_json())
+    write_cached(path, made.to_json())
+    load.cache_clear()
     return made
 
 
 @cache
-def load(path: Path) -> Trace:
-    return Trace.from_json(json.loads(path.read_text()))
+def load(path: Path) -> Trace | None:
+    return read_cached(path, Trace.from_json)
 
 
 def fingerprint(config: "RunConfig", setting: Setting) -> str:

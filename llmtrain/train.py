@@ -12,10 +12,12 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmtrain import checkpoint
+from llmtrain.checkpoint.store import mirror_of, remove_leftovers
 from llmtrain.config import RunConfig, load
 from llmtrain.errors import FAILED, ConfigError, OutOfMemory, TrainingError, is_out_of_memory
 from llmtrain.evaluation import evaluate, take_sample
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from llmtrain.data.teacher_cache import TeacherCache
 
 STATUS_SECONDS = 1.0
+PACKAGES = ("llmtrain", "torch", "deepspeed", "transformers")  # whose versions a checkpoint names
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -108,6 +111,7 @@ def train_to_end(run: Run) -> None:
         after_step(run)
         if run.any(run.is_stopping):  # all leave after the same step
             save_checkpoint(run)
+            run.saver.settle()
             finish(run, "stopped")
             return
     close(run)
@@ -120,6 +124,8 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     config, plan = load(folder.config), Plan.load(folder.plan)
     newest = max(folder.checkpoint_steps(), default=0)
     report(folder, ranks, "running", newest, phase="starting ranks")
+    if ranks.is_first:
+        remove_leftovers(folder.checkpoints)
     device = start_ranks(plan, ranks)
     import torch
     import torch.distributed as dist
@@ -135,6 +141,7 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     forced_imports(config, plan)
     engine = build_engine(config, plan, manifest.vocabulary, device)
     run = Run(config, plan, folder, manifest, ranks, device, engine, control, peak)
+    run.saver = saver_of(run)
     set_end_tokens(run)
     if plan.keep_documents_apart:
         for learner in (engine.module.learner, engine.module.teacher):
@@ -149,6 +156,21 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
         torch.manual_seed(config.seed + ranks.rank)  # dropout differs between ranks
     empty_cache(run)
     return run
+
+
+def saver_of(run: Run) -> checkpoint.Saver:
+    """What writes this run's checkpoints."""
+    asked, versions = run.config.checkpoint, {name: version(name) for name in PACKAGES}
+    mirror = None if asked.mirror is None else mirror_of(asked.mirror, run.folder)
+    return checkpoint.Saver(
+        run.folder,
+        run.ranks,
+        run.sum,
+        checkpoint.Retention(asked.keep, asked.keep_every),
+        {"identity": run.config.identity, "world_size": run.plan.world_size, "versions": versions},
+        mirror,
+        run.plan.saves_behind,
+    )
 
 
 def empty_cache(run: Run) -> None:
@@ -218,6 +240,7 @@ def resume(run: Run) -> None:
         saved = checkpoint.load(run.folder.checkpoint(steps[-1]), run.engine, run.ranks)
         run.step = saved["step"]
         run.best_loss = saved["best_loss"] if saved["best_loss"] is not None else math.inf
+        run.best_step = saved["best_step"]
         run.elapsed_seconds = saved["elapsed_seconds"]
         run.sums = Sums.restored(saved["sums"], run.ranks.is_first)
     if run.ranks.is_first:
@@ -252,7 +275,8 @@ def after_step(run: Run) -> None:
             evaluate_on_the_way(run)
         if step % plan.checkpoint_every == 0 and not run.is_last_step:
             save_checkpoint(run)
-    report(run.folder, run.ranks, "running", step, every=STATUS_SECONDS)
+        run.saver.poll()
+    report(run.folder, run.ranks, "running", step, every=STATUS_SECONDS, **problems(run))
 
 
 def evaluate_on_the_way(run: Run) -> None:
@@ -261,7 +285,7 @@ def evaluate_on_the_way(run: Run) -> None:
     loss = evaluate(run, run.plan.eval_sequences)["eval_loss"]
     empty_cache(run)
     if loss < run.best_loss:
-        run.best_loss = loss
+        run.best_loss, run.best_step = loss, run.step
         save_folder(run, run.folder.best, loss)
 
 
@@ -279,18 +303,28 @@ def show_first_batch(run: Run) -> None:
 
 
 def save_checkpoint(run: Run) -> None:
-    """Publish resumable state, and drop the oldest."""
+    """Begin to save resumable state; it is published when all ranks have written their part."""
     empty_cache(run)
     if run.metrics is not None:
         run.metrics.sync()
     extra = {
         "best_loss": finite_or_none(run.best_loss),
+        "best_step": run.best_step,
         "elapsed_seconds": run.elapsed_seconds,
         "sums": run.sums.saved(run.sum),
     }
-    checkpoint.save(run.folder, run.engine, run.ranks, run.step, extra)
-    if run.ranks.is_first:
-        checkpoint.prune(run.folder, run.config.checkpoint.keep)
+    copy, owns = run.plan.saves_behind, run.ranks.is_first or run.plan.zero_stage > 0
+    run.saver.save(
+        lambda: checkpoint.take(run.engine, run.ranks, run.step, extra, copy),
+        owns * run.plan.memory["checkpoint_gib"] * 2**30,
+        run.step,
+    )
+
+
+def problems(run: Run) -> dict[str, str]:
+    """What status.json has to say of the last checkpoint, if it was not written."""
+    what = run.saver.problem
+    return {} if what is None else {"warning": f"The last checkpoint was not written: {what}."}
 
 
 def finite_or_none(value: float) -> float | None:
@@ -315,6 +349,7 @@ def save_folder(run: Run, path: Path, loss: float) -> None:
 def close(run: Run) -> None:
     """The end of training: the closing evaluation, a sample, the final model and the summary."""
     save_checkpoint(run)
+    run.saver.settle()
     report(run.folder, run.ranks, "running", run.step, phase="evaluating")
     values = evaluate(run, run.plan.final_eval_sequences, record=False)
     take_sample(run)

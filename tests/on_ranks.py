@@ -52,6 +52,7 @@ def save_and_continue(task: dict[str, Any], ranks: Ranks) -> list[float]:
     half = run.plan.num_steps // 2
     losses = [one_step(run) for _ in range(half)]
     train.save_checkpoint(run)
+    run.saver.settle()
     run.engine.destroy()
     run = train.start(folder, ranks)
     assert run.step == half

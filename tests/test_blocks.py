@@ -198,3 +198,37 @@ def test_what_a_user_preloads_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert blocks.preloaded(tmp_path / "cache") == {}
     finally:
         blocks.is_possible.cache_clear()
+
+
+def test_a_block_grows_where_it_lies(library: Path) -> None:
+    """What grows by a little, again and again, is not copied each time."""
+    said = run(
+        """
+at, moves = malloc(MIB), 0
+for size in range(2, 513):
+    fill(at + (size - 2) * MIB, MIB, size % 251)
+    new = realloc(at, size * MIB)
+    at, moves = new, moves + (new != at)
+assert all(ctypes.string_at(at + (n - 2) * MIB, 9) == bytes([n % 251]) * 9 for n in range(2, 513))
+print(moves, resident_mib() < 700)
+""",
+        library,
+    )
+    assert said == "0 True\n"
+
+
+def test_a_damaged_library_is_made_again(tmp_path: Path) -> None:
+    first = blocks.library_in(tmp_path)
+    assert first is not None
+    whole = first.read_bytes()
+    first.write_bytes(whole[:1000])
+    blocks.library_in.cache_clear()
+    again = blocks.library_in(tmp_path)
+    assert again is not None
+    assert again.read_bytes() == whole
+
+
+def test_a_cache_whose_path_has_a_space_is_no_obstacle(tmp_path: Path) -> None:
+    found = blocks.library_in(tmp_path / "my cache")
+    assert found is not None
+    assert blocks.works(found)

@@ -12,6 +12,7 @@ from llmtrain.data.cache import make_once
 from llmtrain.data.corpus import Corpus, TextCorpus, digest
 from llmtrain.data.split import HoldsOut, hash_of, hold_out
 from llmtrain.errors import ConfigError
+from llmtrain.hub import go_offline_if_unreachable
 
 if TYPE_CHECKING:  # a cached vocabulary is named without loading the library
     from tokenizers import Tokenizer
@@ -179,6 +180,8 @@ def open_with_transformers(path: str, key: str) -> Any:
     from transformers import AutoTokenizer
 
     source = Path(path).expanduser()
+    if not source.is_dir():
+        go_offline_if_unreachable()
     try:
         return AutoTokenizer.from_pretrained(str(source) if source.is_dir() else path)
     except (OSError, ValueError, KeyError, ImportError) as error:

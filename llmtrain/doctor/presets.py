@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmtrain.doctor.line import Line, green, yellow
 from llmtrain.errors import ConfigError
 from llmtrain.hardware import GIB, Hardware, Machine, resolve
+from llmtrain.plan.propose import duration
+
+LONGEST_HOURS = 30 * 24.0
 
 if TYPE_CHECKING:
     from llmtrain.plan import Plan
@@ -94,14 +97,17 @@ def planned(words: list[str]) -> tuple["Plan", str | None]:
     plan = make_plan(config)
     if not plan.fits:
         raise ConfigError("model", plan.model, f"needs {plan.refusal}", "take a smaller one")
+    if (plan.total_hours or 0.0) > LONGEST_HOURS:
+        takes = f"takes {duration(plan.total_hours or 0.0)}"
+        raise ConfigError("model", plan.model, takes, "take a smaller one")
     return plan, config.model.path
 
 
 def fitting(name: str, words: list[str], plan: "Plan", weights: str | None) -> Line:
     """The preset, its memory, how long its recipe would take, and the command."""
     peak = f"{plan.memory['device_peak_gib']:.1f} GiB a device"
-    hours = f", {plan.total_hours:,.1f} hours" if plan.total_hours else ""
+    hours = f", {duration(plan.total_hours)}" if plan.total_hours else ""
     size = f"{plan.num_parameters / 1e9:.2f}B parameters at {plan.seq_len} tokens"
     source = f", weights from {weights}" if weights else ""
-    found = f"the largest that fits is {plan.model}: {size}, {peak}{hours}{source}"
+    found = f"{plan.model}: {size}, {peak}{hours}{source}: the largest that fits within a month"
     return green(name, found=found, remedy=f"python -m llmtrain.run {' '.join(words)}")

@@ -3,17 +3,16 @@
 import os
 import resource
 import shutil
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from llmtrain.doctor.line import Line, green, red, yellow
 from llmtrain.hardware import GIB, host_memory_gib
+from llmtrain.hub import answers, endpoint
 
 FEWEST_FILES, ENOUGH_FILES = 256, 1024  # a rank opens its shards, libraries and a link to each peer
 LEAST_SHARED_GIB = 1.0  # NCCL's buffers for GPUs that do not reach each other; docker gives 0.06
 SHARED = Path("/dev/shm")
-HUB, MIRROR = "https://huggingface.co", "https://hf-mirror.com"
+MIRROR = "https://hf-mirror.com"
 
 
 def open_files(soft: int, hard: int) -> Line:
@@ -85,18 +84,5 @@ def hub(endpoint: str, answers: bool, mirror_answers: bool) -> Line:
 def hub_here() -> Line:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return green("hub", found="HF_HUB_OFFLINE is set: models by name come from the cache")
-    endpoint = os.environ.get("HF_ENDPOINT", HUB)
-    is_there = answers(endpoint)
-    return hub(endpoint, is_there, not is_there and answers(MIRROR))
-
-
-def answers(address: str) -> bool:
-    """Whether a server answers at all, through a proxy where one is set."""
-    request = urllib.request.Request(address, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=4).close()
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return True
+    is_there = answers(endpoint())
+    return hub(endpoint(), is_there, not is_there and answers(MIRROR))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.errors import ConfigError
-from llmtrain.folder import write_json
+from llmtrain.folder import read_cached, write_cached
+from llmtrain.hub import go_offline_if_unreachable, is_offline
 from llmtrain.model.facts import Facts, measure
 from llmtrain.model.keywords import check_keywords, check_sizes, complete_config
 from llmtrain.model.stored import check_path, digest_of_weights
@@ -149,6 +150,8 @@ class CausalLM(Part):
         """The weights' own configuration: what is given here overrides it, or has to be in it."""
         from transformers import AutoConfig
 
+        if not self.is_here:
+            go_offline_if_unreachable()
         trust = {"trust_remote_code": self.trust_remote_code}
         if self.architecture is None:
             return AutoConfig.from_pretrained(self.source, **trust, **self.config)
@@ -193,11 +196,11 @@ class CausalLM(Part):
     def facts(self, cache: Path) -> "Facts":
         """The model's size, measured once on the meta device and kept in ``cache``."""
         path = cache / "models" / f"{self.fingerprint()}.json"
-        if path.exists():
-            return Facts(**json.loads(path.read_text()))
-        facts = self.measured()
-        write_json(path, asdict(facts))
-        return facts
+        known = read_cached(path, lambda values: Facts(**values))
+        if known is None:
+            known = self.measured()
+            write_cached(path, asdict(known))
+        return known
 
     def measured(self) -> "Facts":
         """Counts and widths. Raises ConfigError where the library cannot make such a model."""
@@ -209,9 +212,11 @@ class CausalLM(Part):
             reason = f"cannot be made: {' '.join(str(error).split())[:300]}"
             if self.architecture is not None:
                 raise ConfigError("model.config", self.name, reason, "change it") from None
-            raise ConfigError(
-                "model.path", self.path, reason, "check the name or the folder"
-            ) from None
+            remedy = "check the name or the folder"
+            if is_offline() and not self.is_here:
+                reason = "is not in the cache, and the hub does not answer"
+                remedy = "give a folder; a preset such as model=qwen2_5_7b is planned without it"
+            raise ConfigError("model.path", self.path, reason, remedy) from None
 
     def weights_fingerprint(self) -> str | None:
         """What tells stored weights from others; None for a model that starts afresh."""

@@ -1,6 +1,7 @@
 """`python -m llmtrain.plan`: what a run would be, anywhere."""
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +31,7 @@ def plan_command(config: RunConfig) -> int:
     found = proposals(plan, config.hardware.name, planner(config))
     if config.format is Format.json:
         more = {"proposals": [proposal.to_json() for proposal in found]}
-        print(json.dumps(plan.to_json() | more, indent=2))
+        print(json.dumps(finite(plan.to_json() | more), indent=2))
     else:
         show_plan(plan, found)
     return DONE if plan.fits else REFUSED
@@ -44,10 +45,19 @@ def grid_command(points: Iterable[Point]) -> int:
         isinstance(point.config, RunConfig) and point.config.format is Format.json
         for point in known
     ):
-        print(json.dumps([point_json(*point) for point in plans], indent=2))
+        print(json.dumps(finite([point_json(*point) for point in plans]), indent=2))
     else:
         show_grid(plans)
     return DONE if any(isinstance(plan, Plan) and plan.fits for _, plan in plans) else REFUSED
+
+
+def finite(value: Any) -> Any:
+    """The same for JSON, which knows no infinity: null in its place."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def planned(points: Sequence[Point]) -> list[Plan | ConfigError]:

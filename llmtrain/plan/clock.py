@@ -8,7 +8,7 @@ from llmtrain.hardware import Machine
 from llmtrain.layout import accumulation
 from llmtrain.memory import Layout
 from llmtrain.rates import rates_of
-from llmtrain.roofline import StepWork, seconds_of, step_seconds
+from llmtrain.roofline import StepWork, Work, step_seconds, work_of
 from llmtrain.trace import Sample, Trace
 
 
@@ -19,18 +19,21 @@ def clock(
     rates = rates_of(machine, config.cache)
     if rates is None:
         return lambda layout, trace: None
-    known: dict[int, float] = {}
+    known: dict[int, Work] = {}
 
-    def of_sample(sample: Sample) -> float:
+    def work(sample: Sample) -> Work:
         if id(sample) not in known:
-            known[id(sample)] = seconds_of(as_fp16(sample.ops, precision), rates)
+            known[id(sample)] = work_of(as_fp16(sample.ops, precision), rates)
         return known[id(sample)]
 
     def seconds(layout: Layout, trace: Trace) -> float | None:
         if trace.doubt is not None:
             return None
-        micro = trace.at(layout.micro_batch, of_sample)
-        return step_seconds(micro, work_of(config, layout, trace), rates)
+        micro = Work(
+            trace.at(layout.micro_batch, lambda sample: work(sample).device),
+            trace.at(layout.micro_batch, lambda sample: work(sample).host),
+        )
+        return step_seconds(micro.seconds(rates), step_of(config, layout, trace), rates)
 
     return seconds
 
@@ -42,7 +45,7 @@ def as_fp16(ops: list[Any], precision: str) -> list[Any]:
     return [[kind, "fp16" if dtype == "bf16" else dtype, *rest] for kind, dtype, *rest in ops]
 
 
-def work_of(config: RunConfig, layout: Layout, trace: Trace) -> StepWork:
+def step_of(config: RunConfig, layout: Layout, trace: Trace) -> StepWork:
     """What a step does beside forward and backward."""
     weights, optimizer = trace.weights, config.optimizer
     on_host = layout.offload_optimizer != "none"

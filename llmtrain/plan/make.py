@@ -23,7 +23,14 @@ from llmtrain.data.corpus import digest
 from llmtrain.data.sequences import open_sequences
 from llmtrain.hardware import Machine, resolve
 from llmtrain.horizon import Corpus, choose_horizon
-from llmtrain.layout import Candidate, Problem, accumulates_in_fp32, accumulation, choose_layout
+from llmtrain.layout import (
+    Candidate,
+    Problem,
+    accumulates_in_fp32,
+    accumulation,
+    choose_layout,
+    lack,
+)
 from llmtrain.memory import Layout, Memory
 from llmtrain.model.facts import Facts
 from llmtrain.offloading import check_weights_on_disk
@@ -66,6 +73,8 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
     if chosen.layout.offload_params == "nvme":
         check_weights_on_disk(machine.device, machine.world_size, precision)
     horizon = choose_horizon(config, data, reasons)
+    memory, saves_behind = with_saving(config, chosen.memory, machine)
+    refusal = chosen.refusal or lack(memory, machine)
     plan = Plan(
         **vars(chosen.layout),
         **vars(horizon),
@@ -74,9 +83,10 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
         **of_training(config, chosen.layout),
         scan_kernel=scan_kernel,
         data=data,
-        memory=memory_json(chosen.memory),
-        fits=chosen.fits,
-        refusal=chosen.refusal,
+        saves_behind=saves_behind,
+        memory=memory_json(memory),
+        fits=refusal is None,
+        refusal=refusal,
         step_seconds=chosen.seconds,
         **of_time(chosen.seconds, horizon.num_steps, machine),
         alternatives=tuple(alternative(one) for one in others),
@@ -126,6 +136,17 @@ def problem_of(
     return Problem(
         config, machine, precision, attention, trace_of, clock(config, machine, precision)
     )
+
+
+def with_saving(config: RunConfig, memory: Memory, machine: Machine) -> tuple[Memory, bool]:
+    """Whether checkpoints are written while training goes on; the memory that this takes.
+
+    Unless it was asked for, it is done where there is room for a copy.
+    """
+    more, wanted = memory.with_copy(machine.device), config.checkpoint.asynchronous
+    if wanted is None:
+        wanted = lack(memory, machine) is None and lack(more, machine) is None
+    return (more if wanted else memory), wanted
 
 
 def threads_of(machine: Machine) -> int:
@@ -266,7 +287,8 @@ def describe_data(config: RunConfig, manifest: "Manifest | None") -> Corpus:
     if manifest is None:
         tokens = data.estimate_tokens()
         num_held_out = int(tokens * (data.held_out_fraction or 0.05)) // seq_len
-        sizes = (max(1, tokens), max(1, tokens // seq_len), max(1, num_held_out))
+        num_sequences = max(1, tokens // seq_len)
+        sizes = (num_sequences * seq_len, num_sequences, max(1, num_held_out))
         return Corpus(data.name, *sizes, is_estimate=True, fingerprint=None)
     train = open_sequences(manifest, "train", seq_len, packing=packs(config))
     held_out = open_sequences(manifest, "held_out", seq_len, packing=packs(config), cover_all=True)
@@ -299,6 +321,7 @@ def memory_json(memory: Memory) -> dict[str, Any]:
         "live_gib": memory.live_gib,
         "reserved_gib": memory.reserved_gib,
         "disk_gib": memory.disk_gib,
+        "checkpoint_gib": memory.checkpoint_gib,
         "moment": memory.moment,
         "components": memory.device | host,
     }

@@ -44,7 +44,7 @@ class Proposal(NamedTuple):
         plan = self.plan
         gains = [f"{plan.memory['device_peak_gib']:.1f} GiB a device"]
         if plan.total_hours is not None:
-            gains.append(f"{figure(plan.total_hours)} h")
+            gains.append(duration(plan.total_hours))
         if other.fits and is_faster(plan, other):
             gains.append(f"{times_faster(plan, other):.1f} times faster")
         return f"{' '.join(self.words)} ({', '.join(gains)})"
@@ -108,6 +108,13 @@ def fixed_gib(plan: "Plan") -> float:
 def figure(value: float) -> str:
     """Three digits, or all of those before the point."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def duration(hours: float) -> str:
+    """Hours in the unit in which people say them."""
+    units = [(1 / 3600, "s"), (1 / 60, "min"), (1.0, "h"), (24.0, "days"), (8766.0, "years")]
+    size, name = [unit for unit in units if hours >= 2 * unit[0] or unit is units[0]][-1]
+    return f"{figure(hours / size)} {name}"
 
 
 def is_faster(plan: "Plan", other: "Plan") -> bool:

@@ -69,6 +69,7 @@ class Plan:
     eval_sequences: int
     final_eval_sequences: int
     checkpoint_every: int
+    saves_behind: bool
     data: Corpus
     peak_tflops: float | None
     memory: dict[str, Any]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.errors import ConfigError
-from llmtrain.plan.propose import figure
+from llmtrain.plan.propose import duration, figure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -199,7 +199,7 @@ def rows(plan: "Plan") -> list[tuple[str, str, str]]:
         found.append(("scan", plan.scan_kernel, "scan_kernel"))
     if plan.step_seconds and plan.total_hours:
         rate = plan.tokens_per_step / plan.step_seconds
-        hours = f"{figure(plan.step_seconds)} s a step, {figure(plan.total_hours)} h in all"
+        hours = f"{figure(plan.step_seconds)} s a step, {duration(plan.total_hours)} in all"
         found.append(("time", hours, f"{rate:,.0f} tokens/s"))
         if plan.device == "cuda":
             found.append(("cost", cost(plan), "of the devices; hardware.price_per_hour prices it"))
@@ -210,7 +210,8 @@ def rows(plan: "Plan") -> list[tuple[str, str, str]]:
     found.append(
         ("evaluation", f"every {plan.eval_every} steps", f"{plan.eval_sequences} sequences")
     )
-    found.append(("checkpoint", f"every {plan.checkpoint_every} steps", ""))
+    behind = "while training goes on" if plan.saves_behind else "training waits for it"
+    found.append(("checkpoint", f"every {plan.checkpoint_every} steps", behind))
     return found
 
 

@@ -1,0 +1,166 @@
+"""Fills an engine from a checkpoint, whatever ranks and ZeRO stage it was taken on."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmtrain.checkpoint.pieces import (
+    MASTER,
+    Piece,
+    by_flat,
+    elementwise,
+    in_memory,
+    inner_state,
+    pieces,
+    scaler,
+)
+from llmtrain.errors import TrainingError
+from llmtrain.ranks import Ranks
+
+if TYPE_CHECKING:
+    import torch
+    from deepspeed import DeepSpeedEngine
+    from torch import Tensor
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON of a published checkpoint."""
+    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    return state
+
+
+def load(path: Path, engine: "DeepSpeedEngine", ranks: Ranks) -> dict[str, Any]:
+    """Fill the engine from a checkpoint of any number of ranks and any stage; returns its JSON."""
+    import torch
+
+    saved = read_state(path)
+    fragments = Fragments(path, ranks.rank)
+    with torch.no_grad():
+        for number, (flat, owned) in enumerate(by_flat(pieces(engine))):
+            with in_memory(engine, flat, is_changed=True):
+                restore_flat(engine, owned, number, saved, fragments)
+        refresh_weights(engine)
+    for name, value in saved["scaler"].items():
+        if value is not None:
+            setattr(scaler(engine), name, value)
+    restore_random_state(path / f"rng_{ranks.rank}.safetensors")
+    return saved
+
+
+def restore_flat(
+    engine: "DeepSpeedEngine",
+    owned: list[Piece],
+    number: int,
+    saved: dict[str, Any],
+    fragments: "Fragments",
+) -> None:
+    """Fill the pieces in the optimizer's tensor ``number``, and its state."""
+    flat = owned[0].flat
+    state = inner_state(engine, flat)
+    restore_flat_state(state, flat, number, {piece.name for piece in owned}, saved, fragments)
+    for piece in owned:
+        for name, values in {MASTER: flat, **elementwise(state, flat)}.items():
+            fragments.fill(name, piece, piece.view(values))
+
+
+def restore_flat_state(
+    state: dict[str, Any],
+    flat: "Tensor",
+    number: int,
+    names: set[str],
+    saved: dict[str, Any],
+    fragments: "Fragments",
+) -> None:
+    """Make the optimizer's state of one tensor exist: an optimizer fills it at its first step.
+
+    ``names`` are the parameters whose values lie in ``flat``, the optimizer's tensor ``number``.
+    """
+    import torch
+
+    for name in fragments.states_of(names) - {MASTER, *state}:
+        state[name] = torch.zeros_like(flat, dtype=fragments.dtype(name, names))
+    for name in fragments.states_of({f"#{number}"}):
+        state[name] = fragments.block(name, number).to(flat.device)
+    layout = saved["scalars"]
+    for name, scalar in layout[min(number, len(layout) - 1)].items():
+        value = scalar["value"]
+        state[name] = torch.tensor(value, device=flat.device) if scalar["is_tensor"] else value
+
+
+class Fragments:
+    """The pieces in all files of a checkpoint, found by state, parameter and offset."""
+
+    def __init__(self, path: Path, rank: int) -> None:
+        from safetensors import safe_open
+
+        self.path = path
+        self.own: Any = None
+        self.places: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+        for file in sorted(path.glob("rank_*.safetensors")):
+            reader = safe_open(file, framework="pt")
+            if file.stem == f"rank_{rank}":
+                self.own = reader
+            for key in reader.keys():  # noqa: SIM118  (not a dict)
+                state, name, start = key.split("|")
+                numel = reader.get_slice(key).get_shape()[0]
+                place = (int(start), numel, reader, key)
+                self.places.setdefault((state, name), []).append(place)
+
+    def states_of(self, names: set[str]) -> set[str]:
+        """The states that are kept of these parameters, or of a whole tensor (``#<number>``)."""
+        return {state for state, name in self.places if name in names}
+
+    def block(self, state: str, number: int) -> "Tensor":
+        """A state that is kept whole: this rank's own, for it fits no other."""
+        key = f"{state}|#{number}|0"
+        own = [place for place in self.places[state, f"#{number}"] if place[2] is self.own]
+        if not own:
+            raise TrainingError(f"{self.path} has no {state} for this rank: use as many as before.")
+        return own[0][2].get_tensor(key)  # type: ignore[no-any-return]
+
+    def dtype(self, state: str, names: set[str]) -> "torch.dtype":
+        """The dtype in which a state of one of these parameters is kept."""
+        places = next(self.places[state, name] for name in names if (state, name) in self.places)
+        return places[0][2].get_slice(places[0][3])[:0].dtype  # type: ignore[no-any-return]
+
+    def fill(self, state: str, piece: Piece, target: "Tensor") -> None:
+        """Copy into ``target`` whatever overlaps ``piece``. Raises TrainingError for a gap."""
+        missing = piece.numel
+        stop = piece.start + piece.numel
+        for start, numel, reader, key in self.places.get((state, piece.name), []):
+            low, high = max(start, piece.start), min(start + numel, stop)
+            if low < high:
+                values = reader.get_slice(key)[low - start : high - start]
+                target.narrow(0, low - piece.start, high - low).copy_(values)
+                missing -= high - low
+        if missing:
+            raise TrainingError(f"{self.path} lacks {missing} values of {state} of {piece.name}.")
+
+
+def refresh_weights(engine: "DeepSpeedEngine") -> None:
+    """Copy the masters into the weights that the model multiplies with."""
+    optimizer = engine.optimizer
+    stage = engine.zero_optimization_stage()
+    if stage in (1, 2):
+        optimizer.update_lp_params()
+    elif stage == 3:
+        for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            with in_memory(engine, flat):
+                optimizer._reassign_or_swap_out_partitioned_parameters(index)
+    elif hasattr(optimizer, "fp16_groups"):
+        for params, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            for param, master in zip(params, masters, strict=True):
+                param.data.copy_(master.data)
+
+
+def restore_random_state(path: Path) -> None:
+    """This rank's random state, where the checkpoint has one for it."""
+    import torch
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        return
+    state = load_file(path)
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
