@@ -252,7 +252,14 @@ def after_step(run: Run) -> None:
             evaluate_on_the_way(run)
         if step % plan.checkpoint_every == 0 and not run.is_last_step:
             save_checkpoint(run)
-    report(run.folder, run.ranks, "running", step, every=STATUS_SECONDS)
+    report(
+        run.folder,
+        run.ranks,
+        "running",
+        step,
+        every=STATUS_SECONDS,
+        eta_seconds=run.eta_seconds,
+    )
 
 
 def evaluate_on_the_way(run: Run) -> None:
