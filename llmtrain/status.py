@@ -166,12 +166,11 @@ def show(rows: list[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "state"):
-        table.add_column(name, overflow="fold")
-    names = ("step", "loss", "tok/s", "time left", "saved at", "restarts", "skipped", "age")
-    for name in names:
-        table.add_column(name, justify="right")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("run", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for name in ("step", "loss", "tok/s", "left", "saved", "restarts", "skipped", "age"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         state = Text(row.state, style=STYLES.get(row.state, ""))
         table.add_row(Text(row.name), state, *cells(row))
@@ -180,7 +179,7 @@ def show(rows: list[Row]) -> None:
 
 def cells(row: Row) -> list[str]:
     """The figures of a row as text; nothing for what is not known."""
-    of = f" of {row.num_steps:,}" if row.num_steps is not None else ""
+    of = f"/{row.num_steps:,}" if row.num_steps is not None else ""
     return [
         f"{row.step:,}{of}" if row.step is not None else "",
         f"{row.loss:.4f}" if row.loss is not None else "",

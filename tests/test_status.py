@@ -79,7 +79,7 @@ def test_runs_are_listed_newest_first_with_what_ended_them(
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["run", "state", "step"]
     assert [line.split()[0] for line in lines[1:]] == ["done-1", "failed-1", "planned-1", "broken"]
-    assert "1,234 of 5,000" in lines[1]
+    assert "1,234/5,000" in lines[1]
     assert lines[2].rstrip().endswith("1.0 h")
 
 
@@ -106,7 +106,7 @@ def test_a_run_of_an_older_version_is_listed(
     found = (row["state"], row["step"], row["num_steps"], row["loss"], row["last_checkpoint"])
     assert found == ("stopped", 20, 40, 2.5, 20)
     assert main([str(run.path)]) == 0, "a run itself is listed, too"
-    assert "20 of 40" in capfd.readouterr().out
+    assert "20/40" in capfd.readouterr().out
 
 
 def test_a_folder_that_does_not_exist_is_one_line_and_one_without_runs_none(
