@@ -193,6 +193,7 @@ def check_here(config: RunConfig, offload_optimizer: str, offload_params: str) -
     """Raise ConfigError for what this machine lacks to train a run that can be planned anywhere."""
     config.adapter.check_here(config.model.path)
     config.optimizer.check_here()
+    config.on_finish.check()
     check_compiler(config, offload_optimizer, offload_params)
 
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from llmtrain.errors import ConfigError, nearest
 from llmtrain.hardware import Hardware
+from llmtrain.on_finish import OnFinish
 from llmtrain.schema import (
     GROUPS,
     Part,
@@ -100,6 +101,7 @@ class RunConfig:
     train: Train = field(default_factory=Train)
     zero: Zero = unlearned_part(Zero)
     checkpoint: Checkpoint = unlearned_part(Checkpoint)
+    on_finish: OnFinish = unlearned_part(OnFinish)
     hardware: Hardware = unlearned_part(Hardware)
     model: Any = None
     teacher: Any = None

@@ -1,5 +1,6 @@
 """The run folder: every path of a run, atomic writes, and the lock that keeps two runs apart."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -127,11 +128,43 @@ class RunFolder:
         return self.config.exists()
 
     def read_status(self) -> dict[str, Any]:
-        """``{"state", "step", "error"}``; empty where nothing was ever planned."""
+        """What :meth:`write_status` wrote; empty where nothing was ever planned."""
         return json.loads(self.status.read_text()) if self.status.exists() else {}
 
     def write_status(self, state: str, step: int, error: str | None = None, **more: Any) -> None:
-        write_json(self.status, {"state": state, "step": step, "error": error, **more})
+        """Say how the run is. ``time`` is in seconds since 1970, ``last_checkpoint`` a step.
+
+        ``more`` adds to these or replaces them; counts hold until somebody gives others.
+        """
+        before = self.read_status()
+        status = {
+            "state": state,
+            "step": step,
+            "num_steps": before.get("num_steps"),
+            "error": error,
+            "time": time.time(),
+            "eta_seconds": None,
+            "last_checkpoint": max(self.checkpoint_steps(), default=None),
+            "restarts": before.get("restarts", 0),
+            "skipped_steps": before.get("skipped_steps", 0),
+        }
+        write_json(self.status, status | more)
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the folder now. Nothing is written, and no start is disturbed."""
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        except PermissionError:
+            return True  # another user's: by its lock nobody can say that it has ended
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
 
     @contextmanager
     def lock(self, wait_seconds: float = 5.0) -> Iterator[None]:

@@ -19,6 +19,7 @@ from llmtrain.config import Offload, Precision, RunConfig
 from llmtrain.display import Progress, show_growth, show_summary
 from llmtrain.errors import STOPPED, ConfigError, TrainingError
 from llmtrain.folder import RunFolder, write_json, write_text
+from llmtrain.on_finish import Afterwards
 from llmtrain.plan import Plan, make_plan
 from llmtrain.zero import swap_folder
 
@@ -45,8 +46,11 @@ class Job:
         self.targets = targets
         self.folder = RunFolder(Path(config.output_root) / plan.name)
 
-    def train(self) -> float | None:
-        """Bring the run to its end. Raises TrainingError if it fails; exits 75 if it is stopped."""
+    def train(self, afterwards: Afterwards) -> float | None:
+        """Bring the run to its end. Raises TrainingError if it fails; exits 75 if it is stopped.
+
+        ``afterwards`` follows a run that is trained, and not one that was done before.
+        """
         if self.config.resume == "never" and self.folder.exists():
             self.set_aside()
         with self.folder.lock():
@@ -54,10 +58,11 @@ class Job:
             if self.folder.read_status().get("state") == "done":
                 print(f"{self.folder.path} is done.")
                 return self.result()
-            self.verify()
-            self.fill_folder()
-            self.launch()
-            return self.result()
+            with afterwards.follow(self.config.on_finish, self.folder.path):
+                self.verify()
+                self.fill_folder()
+                self.launch()
+                return self.result()
 
     def set_aside(self) -> None:
         """Keep what is there under another name, all at once."""
@@ -116,7 +121,7 @@ class Job:
         write_text(self.folder.config, self.config.to_yaml())
         if self.newest_step():
             print(f"Continuing from step {self.newest_step()}.")
-        self.folder.write_status("planned", self.newest_step())
+        self.folder.write_status("planned", self.newest_step(), num_steps=self.plan.num_steps)
         self.forget_errors()
 
     def forget_errors(self) -> None:

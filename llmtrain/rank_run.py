@@ -98,6 +98,14 @@ class Run:
     def is_last_step(self) -> bool:
         return self.step == self.plan.num_steps
 
+    @property
+    def eta_seconds(self) -> float | None:
+        """What the steps left will take at the mean pace so far; None before the first."""
+        if self.step == 0:
+            return None
+        seconds = self.elapsed_seconds + time.perf_counter() - self.sums.start
+        return (self.plan.num_steps - self.step) * seconds / self.step
+
     def sum(self, value: float) -> float:
         """A number summed over all ranks, in double precision."""
         if self.ranks.world_size == 1:

@@ -2,12 +2,30 @@
 
 import os
 import sys
+import traceback
+from functools import partial
 
 from llmtrain.config import RunConfig
-from llmtrain.errors import ConfigError
+from llmtrain.errors import FAILED, ConfigError
+from llmtrain.on_finish import Afterwards
 
 
-def run(config: RunConfig) -> float | None:
+def main() -> int:
+    """Train each run of the command line, then do what was asked for after the end."""
+    from llmtrain import compose
+
+    afterwards = Afterwards()
+    summary = "Train an experiment, or continue it where it stopped."
+    try:
+        code = compose.main(partial(run, afterwards=afterwards), "run", summary)
+    except Exception:  # ours to mend, and no reason for a rented machine to stay on
+        traceback.print_exc()
+        code = FAILED
+    afterwards.shut_down(code)
+    return code
+
+
+def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None:
     """Train what the config asks for, or continue it; returns the final held-out loss."""
     from llmtrain.checks import check, check_here
     from llmtrain.data.shards import find_manifest, prepare
@@ -38,7 +56,8 @@ def run(config: RunConfig) -> float | None:
     if not config.launcher.starts_ranks:
         rehearse(config, plan, manifest)
         return None
-    return Job(config, plan, manifest, prepare_targets(config, plan, manifest)).train()
+    job = Job(config, plan, manifest, prepare_targets(config, plan, manifest))
+    return job.train(afterwards or Afterwards())
 
 
 def refuse_wrapper() -> None:
@@ -51,6 +70,4 @@ def refuse_wrapper() -> None:
 
 
 if __name__ == "__main__":
-    from llmtrain import compose
-
-    sys.exit(compose.main(run, "run", "Train an experiment, or continue it where it stopped."))
+    sys.exit(main())

@@ -276,7 +276,8 @@ def after_step(run: Run) -> None:
         if step % plan.checkpoint_every == 0 and not run.is_last_step:
             save_checkpoint(run)
         run.saver.poll()
-    report(run.folder, run.ranks, "running", step, every=STATUS_SECONDS, **problems(run))
+    more = {"eta_seconds": run.eta_seconds, **problems(run)}
+    report(run.folder, run.ranks, "running", step, every=STATUS_SECONDS, **more)
 
 
 def evaluate_on_the_way(run: Run) -> None:

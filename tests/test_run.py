@@ -66,7 +66,10 @@ def test_one_line_leaves_a_finished_folder_and_the_same_line_says_so(command: Co
     ):
         assert path.exists(), path
     assert list(folder.tensorboard.iterdir())
-    assert folder.read_status() == {"state": "done", "step": 20, "error": None}
+    status = folder.read_status()
+    assert status["state"] == "done"
+    assert status["step"] == status["num_steps"] == status["last_checkpoint"] == 20
+    assert status["error"] is None
     record = read_records(folder.metrics)[0]
     assert {"step", "loss", "lr", "grad_norm", "tokens"} | TIMES == set(record)
     assert record["grad_norm"] > 0
