@@ -27,6 +27,7 @@ class Progress:
         self.num_shown = len(read_records(folder.metrics))
         self.position = folder.metrics.stat().st_size if folder.metrics.exists() else 0
         self.latest: dict[str, Any] = {}
+        self.warning: str | None = None
         self.bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -58,6 +59,9 @@ class Progress:
             if not self.console.is_terminal:
                 self.console.print(line_of(record, self.plan), soft_wrap=True)
         status = self.folder.read_status()
+        if (warning := status.get("warning")) not in (None, self.warning):
+            self.console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+        self.warning = status.get("warning")
         step = max(status.get("step", 0), self.latest.get("step", 0))
         description = status.get("phase") or f"step {step:,}/{self.plan.num_steps:,}"
         self.bar.update(
