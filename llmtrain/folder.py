@@ -125,15 +125,24 @@ class RunFolder:
         return self.config.exists()
 
     def read_status(self) -> dict[str, Any]:
-        """``{"state", "step", "error"}``; empty where nothing was ever planned."""
+        """``{"state", "step", "error"}``, and ``restarts`` where there were any.
+
+        Empty where nothing was ever planned.
+        """
         return json.loads(self.status.read_text()) if self.status.exists() else {}
 
     def write_status(self, state: str, step: int, error: str | None = None, **more: Any) -> None:
-        write_json(self.status, {"state": state, "step": step, "error": error, **more})
+        """Put a state in place of the last; ``restarts`` stays as it was unless it is given."""
+        kept = {name: value for name, value in self.read_status().items() if name == "restarts"}
+        values = {"state": state, "step": step, "error": error, **kept, **more}
+        write_json(self.status, values)
 
     @contextmanager
-    def lock(self, wait_seconds: float = 5.0) -> Iterator[None]:
-        """Hold the folder for one run. Raises ConfigError naming who holds it."""
+    def lock(self, wait_seconds: float = 5.0) -> Iterator[str | None]:
+        """Hold the folder for one run; gives the last holder, where that died while it held it.
+
+        The system frees a dead holder's lock. Raises ConfigError naming a holder that lives.
+        """
         from filelock import FileLock, Timeout
 
         try:
@@ -145,8 +154,12 @@ class RunFolder:
         holder = self.path / ".holder"
         try:
             with FileLock(self.path / ".lock").acquire(timeout=wait_seconds):
+                left_by = holder.read_text() if holder.exists() else None
                 holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-                yield
+                try:
+                    yield left_by
+                finally:
+                    holder.unlink(missing_ok=True)
         except Timeout:
             who = holder.read_text() if holder.exists() else "another process"
             raise ConfigError(

@@ -19,12 +19,15 @@ from llmtrain.display import Progress, show_growth, show_summary
 from llmtrain.errors import STOPPED, ConfigError, TrainingError
 from llmtrain.folder import RunFolder, write_json, write_text
 from llmtrain.plan import Plan, make_plan
+from llmtrain.ranks import STACK_SIGNAL
+from llmtrain.restarts import Reached, Restarts
 from llmtrain.zero import swap_folder
 
 if TYPE_CHECKING:
     from launchers.local import Ended
     from llmtrain.data.shards import Manifest
 
+ECHOES = (signal.SIGABRT, STACK_SIGNAL)  # what ends a rank because another has ended
 FIRST_STEPS = 10  # memory that runs out later was enough before: something grew
 
 
@@ -43,12 +46,15 @@ class Job:
         self.manifest = manifest
         self.targets = targets
         self.folder = RunFolder(Path(config.output_root) / plan.name)
+        self.restarts = Restarts(config.launcher.max_restarts)
 
     def train(self) -> float | None:
         """Bring the run to its end. Raises TrainingError if it fails; exits 75 if it is stopped."""
         if self.config.resume == "never" and self.folder.exists():
             self.set_aside()
-        with self.folder.lock():
+        with self.folder.lock() as left_by:
+            if left_by is not None:
+                print(f"The last start of this run, {left_by}, is gone and did not finish.")
             self.check_same_sources()
             if self.folder.read_status().get("state") == "done":
                 print(f"{self.folder.path} is done.")
@@ -134,14 +140,31 @@ class Job:
         return max(self.folder.checkpoint_steps(), default=0)
 
     def launch(self) -> None:
-        """Train to the end; where memory runs out early, again with less of it at a time."""
+        """Train to the end, with as many starts as it takes and as are allowed."""
         ended = self.run_ranks()
-        while self.ran_out_early(ended) and self.plan.micro_batch > 1:
-            self.halve_micro_batch()
+        while self.is_mended(ended):
+            self.forget_errors()
             ended = self.run_ranks()
         if self.config.debug and self.folder.first_batch.exists():
             print(self.folder.first_batch.read_text())
-        self.conclude(ended.failures, ended.was_stopped)
+        self.conclude(ended)
+
+    def is_mended(self, ended: "Ended") -> bool:
+        """Whether the ranks may start again: with less memory at a time, or as they were."""
+        if not ended.was_cut_short:
+            return False
+        if self.ran_out_early() and self.plan.micro_batch > 1:
+            self.halve_micro_batch()
+            return True
+        if any(note["is_final"] for note in self.notes()):
+            return False
+        step = self.newest_step()
+        if not self.restarts.is_worth_one(Reached(step, ended.step)):
+            return False
+        print(f"{self.cause(ended)} {self.restarts} from step {step}.")
+        before = self.folder.read_status().get("restarts", 0)
+        self.folder.write_status("planned", step, restarts=before + 1)
+        return True
 
     def run_ranks(self) -> "Ended":
         """Start the ranks and watch the folder until they end."""
@@ -149,6 +172,7 @@ class Job:
         with Progress(self.folder, self.plan) as progress:
             ended: Ended = self.config.launcher.launch(
                 command,
+                self.folder,
                 ranks=self.plan.gpus_per_node,
                 threads=self.plan.threads_per_rank,
                 environment=self.environment(),
@@ -158,11 +182,10 @@ class Job:
             shutil.rmtree(swap_folder(self.plan), ignore_errors=True)
         return ended
 
-    def ran_out_early(self, ended: "Ended") -> bool:
+    def ran_out_early(self) -> bool:
         """Whether memory ended in the first steps since the ranks started."""
         steps = self.steps_to_out_of_memory()
-        is_early = steps is not None and steps < FIRST_STEPS
-        return bool(ended.failures) and not ended.was_stopped and is_early
+        return steps is not None and steps < FIRST_STEPS
 
     def steps_to_out_of_memory(self) -> int | None:
         """How many steps were taken when the first rank had no memory left; None: all had."""
@@ -178,14 +201,13 @@ class Job:
         print(f"Out of memory with micro_batch {was}: again from step {step} with {now} ({path}).")
         self.plan = plan
         self.folder.write_status("planned", step)
-        self.forget_errors()
 
-    def conclude(self, failures: dict[int, int], was_stopped: bool) -> None:
+    def conclude(self, ended: "Ended") -> None:
         """Say how the ranks ended, unless they are done."""
-        was_killed = all(code < 0 for code in failures.values())
-        if failures and not (was_stopped and was_killed):
-            raise self.failure(failures)
-        if was_stopped and self.folder.read_status()["state"] != "done":
+        was_killed = all(code < 0 for code in ended.failures.values())
+        if ended.was_cut_short or not was_killed:
+            raise self.failure(ended)
+        if self.folder.read_status()["state"] != "done":
             step = self.newest_step()
             self.folder.write_status("stopped", step)
             what = f"Stopped at step {step} of {self.plan.num_steps}."
@@ -210,9 +232,9 @@ class Job:
             found["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL"
         return found
 
-    def failure(self, codes: dict[int, int]) -> TrainingError:
+    def failure(self, ended: "Ended") -> TrainingError:
         """The first cause in one line, and where the rest is."""
-        text = self.cause(codes)
+        text = self.cause(ended)
         if self.steps_to_out_of_memory() is not None:
             show_growth(self.folder, self.plan)
         self.folder.write_status("failed", self.newest_step(), error=text)
@@ -221,13 +243,16 @@ class Job:
             f"Training failed: {text} Logs: {where}. The same command continues it."
         )
 
-    def cause(self, codes: dict[int, int]) -> str:
+    def cause(self, ended: "Ended") -> str:
         """A rank that was killed comes first: what its peers say of lost connections follows."""
+        if ended.hang is not None:
+            return ended.hang
+        notes, codes = self.notes(), ended.failures
         for rank, code in codes.items():
-            if code < 0 and code != -signal.SIGTERM and not self.folder.error(rank).exists():
+            is_echo = -code in ECHOES and bool(notes)
+            if code < 0 and not is_echo and not self.folder.error(rank).exists():
                 memory = " (out of memory?)" if code == -signal.SIGKILL else ""
                 return f"Rank {rank} was killed by signal {-code}{memory}."
-        notes = self.notes()
         if not notes:
             return f"Ranks ended with exit codes {codes}."
         first = notes[0]
