@@ -158,13 +158,19 @@ class Job:
             return True
         if any(note["is_final"] for note in self.notes()):
             return False
-        step = self.newest_step()
-        if not self.restarts.is_worth_one(Reached(step, ended.step)):
+        if not self.restarts.is_worth_one(Reached(self.newest_step(), ended.step)):
+            if self.restarts.is_stuck:
+                print(f"Not started again: twice the ranks came to step {ended.step}, no further.")
             return False
+        self.count_restart(ended)
+        return True
+
+    def count_restart(self, ended: "Ended") -> None:
+        """Tell of one more start, on the terminal and in the status."""
+        step = self.newest_step()
         print(f"{self.cause(ended)} {self.restarts} from step {step}.")
         before = self.folder.read_status().get("restarts", 0)
         self.folder.write_status("planned", step, restarts=before + 1)
-        return True
 
     def run_ranks(self) -> "Ended":
         """Start the ranks and watch the folder until they end."""

@@ -17,15 +17,16 @@ class Restarts:
         self.most = most
         self.num = 0
         self.last: Reached | None = None
+        self.is_stuck = False
 
     def __str__(self) -> str:
         return f"Restart {self.num} of {self.most}"
 
     def is_worth_one(self, reached: Reached) -> bool:
         """Whether ranks that came so far should start again; if so, it counts."""
-        has_moved = reached != self.last
+        self.is_stuck = reached == self.last
         self.last = reached
-        if self.num >= self.most or not has_moved:
+        if self.num >= self.most or self.is_stuck:
             return False
         self.num += 1
         return True
