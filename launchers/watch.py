@@ -60,11 +60,15 @@ class HangWatch:
         return not self.group.is_stopped(rank), self.beats.of(rank).time
 
     def line(self, rank: int) -> str:
-        step, seconds = self.beats.of(rank).step, self.quiet_seconds[rank]
+        """What is known of the rank to blame; a sign that is only the oldest proves no guilt."""
+        beat = self.beats.of(rank)
         if self.group.is_stopped(rank):
-            return f"Rank {rank} hangs: it was halted by a signal after step {step}."
-        pace = f"a step takes {self.beats.of(rank).step_seconds:.2g} s"
-        return f"Rank {rank} hangs: no step after step {step} for {seconds:.0f} s; {pace}."
+            return f"Rank {rank} hangs: it was halted by a signal after step {beat.step}."
+        quiet = f"no step after step {beat.step} for {self.quiet_seconds[rank]:.0f} s"
+        return (
+            f"The ranks hang: {quiet}, and one takes {beat.step_seconds:.2g} s; "
+            f"rank {rank} was the first to fall silent."
+        )
 
 
 def hear_last_words(group: RankGroup, log: Callable[[int], Path]) -> None:

@@ -17,7 +17,7 @@ from launchers.watch import HangWatch
 from llmtrain.folder import RunFolder
 from llmtrain.heartbeat import Beat, Heartbeat, Heartbeats
 from llmtrain.restarts import Reached, Restarts
-from tests.conftest import SMALL, Command, ranks_below, wait_until
+from tests.conftest import ROOT, SMALL, Command, ranks_below, wait_until
 from tests.test_run import LONG, has_saved, is_gone, steps_of
 
 WORDS = [*SMALL, "train.log_every=1", "train.eval_every=1000", "hardware=cpux2"]
@@ -67,6 +67,43 @@ def test_a_rank_that_is_halted_ends_the_group_with_the_stacks_of_all(command: Co
     for rank in range(2):
         assert STACK in folder.log(rank).read_text()
         assert "train_to_end" in folder.log(rank).read_text()
+
+
+# A library that keeps Python's lock: nothing else in the process goes on.
+HOLD_THE_LOCK = """
+import ctypes, os, threading, time
+def hold():
+    while not os.path.exists(os.environ["HANG_WHEN"]):
+        time.sleep(0.1)
+    ctypes.PyDLL(None).sleep(1000)
+if os.environ.get("RANK") == "1":
+    threading.Thread(target=hold, daemon=True).start()
+"""
+
+
+def test_a_rank_that_takes_no_more_steps_ends_the_group_with_the_stacks_of_all(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HOLD_THE_LOCK)
+    monkeypatch.setenv("HANG_WHEN", str(tmp_path / "now"))
+    words = command.words("run", *WORDS, LONG, RARELY, "launcher.hang_floor_seconds=5")
+    started = subprocess.Popen(
+        words,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=command.folder,
+        env=command.environment | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+    )
+    wait_until(has_stepped(command))
+    (tmp_path / "now").touch()
+    code, said = ended(started)
+    assert code == 1
+    assert "Training failed: The ranks hang: no step after step " in said
+    assert is_gone(command.folder)()
+    folder = RunFolder(command.only_run())
+    assert "in hold" in folder.log(1).read_text()
+    assert all(STACK in folder.log(rank).read_text() for rank in range(2))
 
 
 def test_a_run_that_may_restart_continues_from_its_newest_checkpoint(command: Command) -> None:
@@ -158,7 +195,8 @@ def test_the_rank_that_signed_first_is_blamed_for_a_hang(
         ranks[rank].give(Beat(7, step_seconds=0.01, is_stepping=True))
     said = looked(HangWatch(group, beats, factor=2, floor_seconds=0.1))
     assert said is not None
-    assert said.startswith("Rank 1 hangs: no step after step 7 for ")
+    assert said.startswith("The ranks hang: no step after step 7 for ")
+    assert said.endswith("rank 1 was the first to fall silent.")
 
 
 def test_starting_evaluating_and_saving_are_no_hang(group: RankGroup, beats: Heartbeats) -> None:
