@@ -75,8 +75,14 @@ class RankGroup:
 
     @property
     def failures(self) -> dict[int, int]:
-        """The exit codes of those that failed, the first to fail first."""
-        return {rank: code for rank, code in self.codes.items() if code not in (0, STOPPED)}
+        """The exit codes of those that failed, the first to fail first.
+
+        None did where one left because it was asked to, before there was anything to save: its
+        peers then fail for lack of it.
+        """
+        if STOPPED in self.codes.values():
+            return {}
+        return {rank: code for rank, code in self.codes.items() if code != 0}
 
     @property
     def is_whole(self) -> bool:

@@ -142,15 +142,15 @@ class Job:
     def launch(self) -> None:
         """Train to the end, with as many starts as it takes and as are allowed."""
         ended = self.run_ranks()
-        while self.is_mended(ended):
+        while self.mend(ended):
             self.forget_errors()
             ended = self.run_ranks()
         if self.config.debug and self.folder.first_batch.exists():
             print(self.folder.first_batch.read_text())
         self.conclude(ended)
 
-    def is_mended(self, ended: "Ended") -> bool:
-        """Whether the ranks may start again: with less memory at a time, or as they were."""
+    def mend(self, ended: "Ended") -> bool:
+        """Prepare another start, with less memory at a time or as it was; False: none is due."""
         if not ended.was_cut_short:
             return False
         if self.ran_out_early() and self.plan.micro_batch > 1:

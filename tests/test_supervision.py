@@ -14,6 +14,7 @@ import pytest
 
 from launchers.group import RankGroup
 from launchers.watch import HangWatch
+from llmtrain.errors import ConfigError, OutOfMemory, TrainingError, is_final
 from llmtrain.folder import RunFolder
 from llmtrain.heartbeat import Beat, Heartbeat, Heartbeats
 from llmtrain.restarts import Reached, Restarts
@@ -127,14 +128,11 @@ def test_a_run_that_may_restart_continues_from_its_newest_checkpoint(command: Co
     assert steps_of(folder.path) == list(range(1, 61))
 
 
-def test_what_would_fail_again_is_not_restarted(command: Command) -> None:
-    words = [*WORDS, "train.max_steps=5", "train.precision=fp32", "train.eval_every=1"]
-    words += ["optimizer=adamw", "optimizer.lr=1e30", "launcher.max_restarts=3"]
-    failed = command.run(*words)
-    assert failed.returncode == 1
-    assert "lower optimizer.lr" in failed.stderr
-    assert "Restart" not in failed.stdout
-    assert "restarts" not in RunFolder(command.only_run()).read_status()
+def test_what_would_fail_again_is_final_and_what_may_pass_is_not() -> None:
+    assert is_final(ConfigError("name", "x", "is wrong", "mend it"))
+    assert is_final(TrainingError("The loss is nan."))
+    assert not is_final(OutOfMemory(MemoryError("out of memory"), num_steps=500))
+    assert not is_final(RuntimeError("Connection closed by peer"))
 
 
 @pytest.mark.parametrize("again", [False, True])
