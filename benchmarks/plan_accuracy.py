@@ -205,6 +205,7 @@ def measure(job: Job) -> list[Values]:
     command = [sys.executable, "-u", "-m", "benchmarks.plan_accuracy_rank", str(job.folder.path)]
     ended = job.config.launcher.launch(
         command,
+        job.folder,
         ranks=job.plan.gpus_per_node,
         threads=job.plan.threads_per_rank,
         environment=job.environment(),
@@ -212,8 +213,8 @@ def measure(job: Job) -> list[Values]:
     )
     if ended.was_stopped:
         sys.exit(FAILED)
-    if ended.failures:
-        raise RuntimeError(job.cause(ended.failures))
+    if ended.was_cut_short:
+        raise RuntimeError(job.cause(ended))
     ranks = range(job.plan.world_size)
     return [json.loads(result_of(job.folder, rank).read_text()) for rank in ranks]
 

@@ -1,25 +1,23 @@
-"""Starts one process per device of this machine, through torchrun's process context."""
+"""Starts one process per device of this machine, and stays with them to their end."""
 
-import logging
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from llmtrain.errors import ConfigError
+from launchers.group import POLL_SECONDS, RankGroup
+from launchers.watch import HangWatch, hear_last_words
+from llmtrain.errors import STOPPED, ConfigError
+from llmtrain.folder import RunFolder
+from llmtrain.heartbeat import Heartbeats
 from llmtrain.schema import Part, unlearned
-
-if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing import PContext
-
-POLL_SECONDS = 0.2
 
 # glibc gives large blocks back to the kernel at every free and faults them in again at every
 # allocation; on a CPU these page faults cost more than the arithmetic. Keep the blocks. This is
@@ -43,19 +41,38 @@ SPIN_BRIEFLY = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
 
 
 class Ended(NamedTuple):
-    """How the ranks ended: the exit code of each that failed, empty where all went well."""
+    """How the ranks ended: the exit code of each that failed, the first to fail first.
+
+    ``hang`` says in one line which rank took no more steps; ``step`` is the last of any rank.
+    """
 
     failures: dict[int, int]
     was_stopped: bool
+    hang: str | None = None
+    step: int = 0
+
+    @property
+    def was_cut_short(self) -> bool:
+        """Whether ranks ended that nobody had asked to stop."""
+        return bool(self.failures or self.hang) and not self.was_stopped
 
 
 @dataclass
 class Local(Part):
-    """This machine. ``grace_seconds`` is how long ranks may take to save after Ctrl+C."""
+    """This machine.
+
+    ``grace_seconds`` is how long ranks may take to save after a request to stop. A rank hangs that
+    takes no step in ``hang_factor`` times the median step (null: no rank ever does), and in at
+    least ``hang_floor_seconds``. ``max_restarts`` is how often ranks that ended or hung are started
+    again.
+    """
 
     kind: str = "local"
     starts_ranks: ClassVar[bool] = True
     grace_seconds: float = unlearned(600.0, above=0)
+    hang_factor: float | None = unlearned(above=1)
+    hang_floor_seconds: float = unlearned(300.0, above=0)
+    max_restarts: int = unlearned(0, low=0)
 
     def check(self, device: str, ranks: int, num_nodes: int) -> None:
         """Raise ConfigError where this machine has not what the plan is for."""
@@ -73,6 +90,7 @@ class Local(Part):
     def launch(
         self,
         command: list[str],
+        folder: RunFolder,
         ranks: int,
         threads: int,
         environment: dict[str, str],
@@ -80,48 +98,80 @@ class Local(Part):
     ) -> Ended:
         """Run ``command`` in ``ranks`` processes to their end; ``watch`` is called meanwhile.
 
-        The first rank that fails ends the others. Ctrl+C and SIGTERM ask the ranks to save and
-        stop; a second Ctrl+C, or the end of the grace time, kills them.
+        The first rank that fails or hangs ends the others, when all have left their stacks in their
+        logs. Ctrl+C, SIGTERM and SIGUSR2 ask the ranks to save and stop; a second Ctrl+C, or the
+        end of the grace time, kills them.
         """
-        with stop_requests() as requests:
-            context = start(command, ranks, shared_environment(threads) | environment)
-            try:
-                return self.wait(context, requests, watch)
-            finally:
-                context.close(signal.SIGKILL)
+        with stop_requests() as requests, closing(Heartbeats(ranks)) as beats:
+            told = shared_environment(threads) | environment | beats.environment
+            with RankGroup(command, ranks, told, [beats.descriptor]) as group:
+                hang = self.wait(group, HangWatch(group, beats, *self.patience), requests, watch)
+                if group.failures or hang:
+                    hear_last_words(group, folder.log)
+            was_stopped = requests.is_one or STOPPED in group.codes.values()
+            step = max(beats.of(rank).step for rank in range(ranks))
+            return Ended(group.failures, was_stopped, hang, step)
 
-    def wait(self, context: "PContext", requests: list[float], watch: Callable[[], None]) -> Ended:
-        """Poll the ranks, show what they do, and hand on requests to stop."""
-        num_passed_on = 0
-        while True:
-            result = context.wait(timeout=POLL_SECONDS, period=POLL_SECONDS)
+    @property
+    def patience(self) -> tuple[float | None, float]:
+        return self.hang_factor, self.hang_floor_seconds
+
+    def wait(
+        self,
+        group: RankGroup,
+        hangs: HangWatch,
+        requests: "StopRequests",
+        watch: Callable[[], None],
+    ) -> str | None:
+        """Poll the ranks, show what they do, hand on a request to stop; returns how one hangs."""
+        was_passed_on = False
+        while group.is_whole:
+            time.sleep(POLL_SECONDS)
             watch()
-            if result is not None:
-                codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
-                return Ended(codes, bool(requests))
-            if requests and num_passed_on == 0:
-                signal_ranks(context, signal.SIGUSR2)
-                num_passed_on = 1
-            if len(requests) > 1 or (requests and time.time() - requests[0] > self.grace_seconds):
-                signal_ranks(context, signal.SIGKILL)
+            if not requests.is_one:
+                hang = hangs.cause()
+                if hang is not None:
+                    return hang
+            elif not was_passed_on:
+                say("Stopping after this step, with a checkpoint. Ctrl+C leaves without.")
+                group.send(signal.SIGUSR2)
+                was_passed_on = True
+            elif requests.is_urgent or requests.age_seconds > self.grace_seconds:
+                say("Leaving now: the newest checkpoint stays.")
+                return None
+            group.look()
+        return None
 
 
-def start(command: list[str], ranks: int, environment: dict[str, str]) -> "PContext":
-    """One process for each rank, with its place in the environment."""
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, start_processes
+class StopRequests:
+    """Whether Ctrl+C, SIGTERM, SIGUSR2 or a lost terminal asked for an end, and how urgently."""
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it shorter
-    # torch would raise on SIGHUP too, and so end a run that was started with nohup.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
-    places = {rank: {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)}
-    common = environment | {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    return start_processes(
-        name="rank",
-        entrypoint=command[0],
-        args={rank: tuple(command[1:]) for rank in range(ranks)},
-        envs={rank: common | place for rank, place in places.items()},
-        logs_specs=DefaultLogsSpecs(),
-    )
+    def __init__(self) -> None:
+        self.first_at: float | None = None
+        self.is_urgent = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal, without an exception in mid-air.
+
+        Only Ctrl+C is urgent when something came before: what ends a session may well send two of
+        the others.
+        """
+        self.is_urgent = self.is_urgent or (self.is_one and number == signal.SIGINT)
+        self.first_at = self.first_at or time.monotonic()
+
+    @property
+    def is_one(self) -> bool:
+        return self.first_at is not None
+
+    @property
+    def age_seconds(self) -> float:
+        """Since the first request; 0 before it."""
+        return time.monotonic() - self.first_at if self.first_at is not None else 0.0
+
+
+def say(line: str) -> None:
+    with suppress(OSError):  # the terminal may be what was lost
+        print(f"\n{line}", file=sys.stderr)
 
 
 def shared_environment(threads: int) -> dict[str, str]:
@@ -149,30 +199,14 @@ def python_path() -> list[str]:
     return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
-def signal_ranks(context: "PContext", number: signal.Signals) -> None:
-    """Send a signal to every rank that still lives."""
-    for pid in context.pids().values():
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            continue
-
-
 @contextmanager
-def stop_requests() -> Iterator[list[float]]:
-    """The times at which Ctrl+C, SIGTERM or a lost terminal came, not an exception in mid-air."""
-    requests: list[float] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        requests.append(time.time())
-        again = " Once more to stop without saving." if sys.stderr.isatty() else ""
-        with suppress(OSError):  # the terminal may be what was lost
-            print(f"\nStopping after this step, with a checkpoint.{again}", file=sys.stderr)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+def stop_requests() -> Iterator[StopRequests]:
+    """Note requests to stop from here on, and leave each signal as it was."""
+    requests = StopRequests()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
     heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     previous: dict[signal.Signals, Any] = {
-        number: signal.signal(number, note)
+        number: signal.signal(number, requests.note)
         for number in heeded  # nohup's wish is respected
     }
     try:

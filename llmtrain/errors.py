@@ -53,6 +53,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError | OSError) and said)
 
 
+def is_final(error: BaseException) -> bool:
+    """Whether a new start from the same checkpoint would end in the same way."""
+    is_known = isinstance(error, ConfigError | TrainingError)
+    return is_known and not isinstance(error, OutOfMemory)
+
+
 def show(value: object) -> str:
     """A config value as one writes it on the command line."""
     return "null" if value is None else str(value)

@@ -167,8 +167,11 @@ class RunFolder:
         return False
 
     @contextmanager
-    def lock(self, wait_seconds: float = 5.0) -> Iterator[None]:
-        """Hold the folder for one run. Raises ConfigError naming who holds it."""
+    def lock(self, wait_seconds: float = 5.0) -> Iterator[str | None]:
+        """Hold the folder for one run; gives the last holder, where that died while it held it.
+
+        The system frees a dead holder's lock. Raises ConfigError naming a holder that lives.
+        """
         from filelock import FileLock, Timeout
 
         try:
@@ -180,8 +183,12 @@ class RunFolder:
         holder = self.path / ".holder"
         try:
             with FileLock(self.path / ".lock").acquire(timeout=wait_seconds):
+                left_by = holder.read_text() if holder.exists() else None
                 holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-                yield
+                try:
+                    yield left_by
+                finally:
+                    holder.unlink(missing_ok=True)
         except Timeout:
             who = holder.read_text() if holder.exists() else "another process"
             raise ConfigError(

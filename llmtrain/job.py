@@ -21,12 +21,15 @@ from llmtrain.errors import STOPPED, ConfigError, TrainingError
 from llmtrain.folder import RunFolder, write_json, write_text
 from llmtrain.on_finish import Afterwards
 from llmtrain.plan import Plan, make_plan
+from llmtrain.ranks import STACK_SIGNAL
+from llmtrain.restarts import Reached, Restarts
 from llmtrain.zero import swap_folder
 
 if TYPE_CHECKING:
     from launchers.local import Ended
     from llmtrain.data.shards import Manifest
 
+ECHOES = (signal.SIGABRT, STACK_SIGNAL)  # what ends a rank because another has ended
 FIRST_STEPS = 10  # memory that runs out later was enough before: something grew
 
 
@@ -45,6 +48,7 @@ class Job:
         self.manifest = manifest
         self.targets = targets
         self.folder = RunFolder(Path(config.output_root) / plan.name)
+        self.restarts = Restarts(config.launcher.max_restarts)
 
     def train(self, afterwards: Afterwards) -> float | None:
         """Bring the run to its end. Raises TrainingError if it fails; exits 75 if it is stopped.
@@ -53,7 +57,9 @@ class Job:
         """
         if self.config.resume == "never" and self.folder.exists():
             self.set_aside()
-        with self.folder.lock():
+        with self.folder.lock() as left_by:
+            if left_by is not None:
+                print(f"The last start of this run, {left_by}, is gone and did not finish.")
             self.check_same_sources()
             if self.folder.read_status().get("state") == "done":
                 print(f"{self.folder.path} is done.")
@@ -147,14 +153,37 @@ class Job:
         return max(self.folder.checkpoint_steps(), default=0)
 
     def launch(self) -> None:
-        """Train to the end; where memory runs out early, again with less of it at a time."""
+        """Train to the end, with as many starts as it takes and as are allowed."""
         ended = self.run_ranks()
-        while self.ran_out_early(ended) and self.plan.micro_batch > 1:
-            self.halve_micro_batch()
+        while self.mend(ended):
+            self.forget_errors()
             ended = self.run_ranks()
         if self.config.debug and self.folder.first_batch.exists():
             print(self.folder.first_batch.read_text())
-        self.conclude(ended.failures, ended.was_stopped)
+        self.conclude(ended)
+
+    def mend(self, ended: "Ended") -> bool:
+        """Prepare another start, with less memory at a time or as it was; False: none is due."""
+        if not ended.was_cut_short:
+            return False
+        if self.ran_out_early() and self.plan.micro_batch > 1:
+            self.halve_micro_batch()
+            return True
+        if any(note["is_final"] for note in self.notes()):
+            return False
+        if not self.restarts.is_worth_one(Reached(self.newest_step(), ended.step)):
+            if self.restarts.is_stuck:
+                print(f"Not started again: twice the ranks came to step {ended.step}, no further.")
+            return False
+        self.count_restart(ended)
+        return True
+
+    def count_restart(self, ended: "Ended") -> None:
+        """Tell of one more start, on the terminal and in the status."""
+        step = self.newest_step()
+        print(f"{self.cause(ended)} {self.restarts} from step {step}.")
+        before = self.folder.read_status().get("restarts", 0)
+        self.folder.write_status("planned", step, restarts=before + 1)
 
     def run_ranks(self) -> "Ended":
         """Start the ranks and watch the folder until they end."""
@@ -162,6 +191,7 @@ class Job:
         with Progress(self.folder, self.plan) as progress:
             ended: Ended = self.config.launcher.launch(
                 command,
+                self.folder,
                 ranks=self.plan.gpus_per_node,
                 threads=self.plan.threads_per_rank,
                 environment=self.environment(),
@@ -171,11 +201,10 @@ class Job:
             shutil.rmtree(swap_folder(self.plan), ignore_errors=True)
         return ended
 
-    def ran_out_early(self, ended: "Ended") -> bool:
+    def ran_out_early(self) -> bool:
         """Whether memory ended in the first steps since the ranks started."""
         steps = self.steps_to_out_of_memory()
-        is_early = steps is not None and steps < FIRST_STEPS
-        return bool(ended.failures) and not ended.was_stopped and is_early
+        return steps is not None and steps < FIRST_STEPS
 
     def steps_to_out_of_memory(self) -> int | None:
         """How many steps were taken when the first rank had no memory left; None: all had."""
@@ -191,14 +220,13 @@ class Job:
         print(f"Out of memory with micro_batch {was}: again from step {step} with {now} ({path}).")
         self.plan = plan
         self.folder.write_status("planned", step)
-        self.forget_errors()
 
-    def conclude(self, failures: dict[int, int], was_stopped: bool) -> None:
+    def conclude(self, ended: "Ended") -> None:
         """Say how the ranks ended, unless they are done."""
-        was_killed = all(code < 0 for code in failures.values())
-        if failures and not (was_stopped and was_killed):
-            raise self.failure(failures)
-        if was_stopped and self.folder.read_status()["state"] != "done":
+        was_killed = all(code < 0 for code in ended.failures.values())
+        if ended.was_cut_short or not was_killed:
+            raise self.failure(ended)
+        if self.folder.read_status()["state"] != "done":
             step = self.newest_step()
             self.folder.write_status("stopped", step)
             what = f"Stopped at step {step} of {self.plan.num_steps}."
@@ -223,9 +251,9 @@ class Job:
             found["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL"
         return found
 
-    def failure(self, codes: dict[int, int]) -> TrainingError:
+    def failure(self, ended: "Ended") -> TrainingError:
         """The first cause in one line, and where the rest is."""
-        text = self.cause(codes)
+        text = self.cause(ended)
         if self.steps_to_out_of_memory() is not None:
             show_growth(self.folder, self.plan)
         self.folder.write_status("failed", self.newest_step(), error=text)
@@ -234,13 +262,16 @@ class Job:
             f"Training failed: {text} Logs: {where}. The same command continues it."
         )
 
-    def cause(self, codes: dict[int, int]) -> str:
+    def cause(self, ended: "Ended") -> str:
         """A rank that was killed comes first: what its peers say of lost connections follows."""
+        if ended.hang is not None:
+            return ended.hang
+        notes, codes = self.notes(), ended.failures
         for rank, code in codes.items():
-            if code < 0 and code != -signal.SIGTERM and not self.folder.error(rank).exists():
+            is_echo = -code in ECHOES and bool(notes)
+            if code < 0 and not is_echo and not self.folder.error(rank).exists():
                 memory = " (out of memory?)" if code == -signal.SIGKILL else ""
                 return f"Rank {rank} was killed by signal {-code}{memory}."
-        notes = self.notes()
         if not notes:
             return f"Ranks ended with exit codes {codes}."
         first = notes[0]

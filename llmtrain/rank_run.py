@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain.config import RunConfig
 from llmtrain.folder import RunFolder
+from llmtrain.heartbeat import Heartbeat
 from llmtrain.metrics import Metrics
 from llmtrain.plan import Plan
 from llmtrain.ranks import Ranks
@@ -86,12 +87,14 @@ class Run:
     elapsed_seconds: float = 0.0
     is_stopping: bool = False
     sums: Sums = field(default_factory=Sums)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat.inherited)
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:
         """What is done inside is no part of a step's time."""
         start = time.perf_counter()
-        yield
+        with self.heartbeat.aside():
+            yield
         self.sums.start += time.perf_counter() - start
 
     @property
@@ -108,6 +111,7 @@ class Run:
 
     def sum(self, value: float) -> float:
         """A number summed over all ranks, in double precision."""
+        self.heartbeat.sign()
         if self.ranks.world_size == 1:
             return value
         import torch

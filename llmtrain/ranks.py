@@ -1,6 +1,7 @@
 """Who a process is among its ranks, and that it never outlives the one that started it."""
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
+STACK_SIGNAL = signal.SIGUSR1
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,15 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
+
+
+def show_stacks() -> None:
+    """From here on, print the stacks of all threads at a crash of the interpreter, and when asked.
+
+    The process that watches us asks by STACK_SIGNAL before it ends a run that hangs or has failed.
+    """
+    faulthandler.enable()
+    faulthandler.register(STACK_SIGNAL)
 
 
 def leave() -> NoReturn:

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from llmtrain import checkpoint
 from llmtrain.checkpoint.store import mirror_of, remove_leftovers
 from llmtrain.config import RunConfig, load
-from llmtrain.errors import FAILED, ConfigError, OutOfMemory, TrainingError, is_out_of_memory
+from llmtrain.errors import (
+    FAILED,
+    STOPPED,
+    ConfigError,
+    OutOfMemory,
+    TrainingError,
+    is_final,
+    is_out_of_memory,
+)
 from llmtrain.evaluation import evaluate, take_sample
 from llmtrain.folder import RunFolder, write_json, write_text
 from llmtrain.metrics import Metrics
@@ -27,7 +35,7 @@ from llmtrain.mode.base import base_of
 from llmtrain.plan import Plan
 from llmtrain.probe import check_apart
 from llmtrain.rank_run import Run, Sums
-from llmtrain.ranks import Ranks, die_with_parent, leave
+from llmtrain.ranks import Ranks, die_with_parent, leave, show_stacks
 from llmtrain.records import hyperparameters, log_step, start_count, summarise
 from llmtrain.step import step_batches, train_step
 
@@ -43,10 +51,11 @@ def main(path: str) -> NoReturn:
     """Train the run in a folder as one of its ranks, and end this process."""
     die_with_parent()
     for number in STOP_SIGNALS:  # before the first step there is nothing to save
-        signal.signal(number, lambda *_: os._exit(0))
+        signal.signal(number, lambda *_: os._exit(STOPPED))
     ranks = Ranks.from_environment()
     folder = RunFolder(path)
     redirect_output(folder.log(ranks.rank))
+    show_stacks()
     folder.error(ranks.rank).unlink(missing_ok=True)
     try:
         train(folder, ranks)
@@ -74,7 +83,8 @@ def note_failure(folder: RunFolder, ranks: Ranks, error: BaseException) -> None:
     text = str(error) if isinstance(error, ConfigError | TrainingError) else repr(error)
     steps = error.num_steps if isinstance(error, OutOfMemory) else None
     line = {"time": time.time(), "error": text, "traceback": traceback.format_exc()}
-    write_json(folder.error(ranks.rank), line | {"out_of_memory_after_steps": steps})
+    line |= {"out_of_memory_after_steps": steps, "is_final": is_final(error)}
+    write_json(folder.error(ranks.rank), line)
 
 
 def train(folder: RunFolder, ranks: Ranks) -> None:
@@ -109,11 +119,14 @@ def train_to_end(run: Run) -> None:
         train_step(run)
         run.step += 1
         after_step(run)
+        run.heartbeat.stepped(run.step)
         if run.any(run.is_stopping):  # all leave after the same step
+            run.heartbeat.rest()
             save_checkpoint(run)
             run.saver.settle()
             finish(run, "stopped")
             return
+    run.heartbeat.rest()
     close(run)
 
 

@@ -77,8 +77,12 @@ def test_memory_that_ends_early_halves_the_micro_batch_on_all_ranks(command: Com
 
 def test_memory_that_ends_with_one_sequence_at_a_time_ends_the_run(command: Command) -> None:
     wider = ["model.config.vocab_size=262144", "train.global_batch=1"]  # logits of 512 MiB
-    ended = limited(command, 1400, *WIDE, *wider, "hardware=cpux1")
+    restarts = "launcher.max_restarts=3"
+    ended = limited(command, 1400, *WIDE, *wider, "hardware=cpux1", restarts)
     assert ended.returncode == 1
+    assert "Restart 1 of 3 from step 0." in ended.stdout
+    assert "Not started again: twice the ranks came to step 0, no further." in ended.stdout
+    assert "Restart 2" not in ended.stdout
     assert "Training failed: out of memory after 0 steps: " in ended.stderr
     assert "Traceback" not in ended.stderr
     assert "planned" in ended.stdout

@@ -1,13 +1,13 @@
 """How fast devices multiply and copy, and how fast ranks exchange."""
 
 import json
-import signal
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from launchers.local import shared_environment, start
+from launchers.group import RankGroup
+from launchers.local import shared_environment
 from llmtrain.doctor.ask import NoAnswer, reason
 from llmtrain.doctor.line import Line, green, red, yellow
 from llmtrain.hardware import Gpu, known_peak, num_cores
@@ -27,17 +27,14 @@ def on_ranks(
     shared = shared_environment(max(1, num_cores() // num_ranks)) | places | (environment or {})
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-u", "-m", "llmtrain.doctor.rank", what, folder, device]
-        context = start(command, num_ranks, shared)
-        try:
-            ended = context.wait(timeout=MOST_SECONDS)
-        finally:
-            context.close(signal.SIGKILL)
-        if ended is None:
-            raise NoAnswer(f"no answer in {MOST_SECONDS:.0f} s")
-        for rank, failure in ended.failures.items():
+        with RankGroup(command, num_ranks, shared) as group:
+            group.wait_until(lambda: not group.is_whole, MOST_SECONDS)
+        for rank, code in group.failures.items():
             log = Path(folder) / f"{rank}.log"
             said = log.read_text() if log.exists() else ""
-            raise NoAnswer(f"rank {rank}: {reason(failure.exitcode, said)}")
+            raise NoAnswer(f"rank {rank}: {reason(code, said)}")
+        if group.living:
+            raise NoAnswer(f"no answer in {MOST_SECONDS:.0f} s")
         paths = [Path(folder) / f"{rank}.json" for rank in range(num_ranks)]
         return [json.loads(path.read_text()) for path in paths]
 
