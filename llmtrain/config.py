@@ -20,6 +20,7 @@ from llmtrain.schema import (
     unlearned,
     unlearned_part,
 )
+from llmtrain.stability import OnDivergence
 
 
 class Precision(Enum):
@@ -92,6 +93,7 @@ class RunConfig:
     train: Train = field(default_factory=Train)
     zero: Zero = unlearned_part(Zero)
     checkpoint: Checkpoint = unlearned_part(Checkpoint)
+    on_divergence: OnDivergence = unlearned_part(OnDivergence)
     hardware: Hardware = unlearned_part(Hardware)
     model: Any = None
     teacher: Any = None

@@ -1,6 +1,7 @@
 """The run folder: every path of a run, atomic writes, and the lock that keeps two runs apart."""
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -58,6 +59,11 @@ class RunFolder:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def divergence(self) -> Path:
+        """The last steps of a run whose numbers went wrong for good."""
+        return self.path / "divergence.json"
 
     @property
     def environment(self) -> Path:
@@ -168,6 +174,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that it is there wholly or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON knows it: null for a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def publish(temporary: Path, path: Path) -> None:

@@ -19,7 +19,7 @@ from llmtrain import checkpoint
 from llmtrain.config import RunConfig, load
 from llmtrain.errors import FAILED, ConfigError, OutOfMemory, TrainingError, is_out_of_memory
 from llmtrain.evaluation import evaluate, take_sample
-from llmtrain.folder import RunFolder, write_json, write_text
+from llmtrain.folder import RunFolder, finite, write_json, write_text
 from llmtrain.metrics import Metrics
 from llmtrain.mode.base import base_of
 from llmtrain.plan import Plan
@@ -27,6 +27,8 @@ from llmtrain.probe import check_apart
 from llmtrain.rank_run import Run, Sums
 from llmtrain.ranks import Ranks, die_with_parent, leave
 from llmtrain.records import hyperparameters, log_step, start_count, summarise
+from llmtrain.rollback import roll_back
+from llmtrain.stability import Diverging, Stability
 from llmtrain.step import step_batches, train_step
 
 if TYPE_CHECKING:
@@ -105,7 +107,11 @@ def train_to_end(run: Run) -> None:
     while run.step < run.plan.num_steps:
         train_step(run)
         run.step += 1
-        after_step(run)
+        try:
+            run.stability.check(run.config.on_divergence)
+            after_step(run)
+        except Diverging as trouble:  # on all ranks alike
+            roll_back(run, trouble)
         if run.any(run.is_stopping):  # all leave after the same step
             save_checkpoint(run)
             finish(run, "stopped")
@@ -220,6 +226,7 @@ def resume(run: Run) -> None:
         run.best_loss = saved["best_loss"] if saved["best_loss"] is not None else math.inf
         run.elapsed_seconds = saved["elapsed_seconds"]
         run.sums = Sums.restored(saved["sums"], run.ranks.is_first)
+        run.stability = Stability.restored(saved.get("stability", {}))
     if run.ranks.is_first:
         run.metrics = Metrics(run.folder, run.step)
 
@@ -250,9 +257,11 @@ def after_step(run: Run) -> None:
     with run.off_the_clock():
         if step % plan.eval_every == 0 or run.is_last_step:
             evaluate_on_the_way(run)
-        if step % plan.checkpoint_every == 0 and not run.is_last_step:
+        is_due = step % plan.checkpoint_every == 0 and not run.is_last_step
+        if is_due and not run.stability.is_suspicious(run.config.on_divergence):
             save_checkpoint(run)
-    report(run.folder, run.ranks, "running", step, every=STATUS_SECONDS)
+    more = run.stability.status()
+    report(run.folder, run.ranks, "running", step, every=STATUS_SECONDS, **more)
 
 
 def evaluate_on_the_way(run: Run) -> None:
@@ -284,17 +293,14 @@ def save_checkpoint(run: Run) -> None:
     if run.metrics is not None:
         run.metrics.sync()
     extra = {
-        "best_loss": finite_or_none(run.best_loss),
+        "best_loss": finite(run.best_loss),
         "elapsed_seconds": run.elapsed_seconds,
         "sums": run.sums.saved(run.sum),
+        "stability": run.stability.saved(),
     }
     checkpoint.save(run.folder, run.engine, run.ranks, run.step, extra)
     if run.ranks.is_first:
         checkpoint.prune(run.folder, run.config.checkpoint.keep)
-
-
-def finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def save_folder(run: Run, path: Path, loss: float) -> None:
@@ -333,7 +339,7 @@ def finish(run: Run, state: str) -> None:
     if run.metrics is not None:
         run.metrics.close()
     dist.barrier(group=run.control)
-    report(run.folder, run.ranks, state, run.step)
+    report(run.folder, run.ranks, state, run.step, **run.stability.status())
     dist.destroy_process_group()
 
 
