@@ -103,8 +103,8 @@ class Stability:
         if self.num_in_row >= settings.max_skipped_steps:
             last = self.steps[-1]
             what = "gradient" if math.isfinite(last.loss) else "loss"
-            many = f"each of {self.num_in_row} steps in a row" if self.num_in_row > 1 else "it"
-            reason = f"Step {last.step}: the {what} of {many} is not finite"
+            many = f", the {self.num_in_row}th step in a row" if self.num_in_row > 1 else ""
+            reason = f"Step {last.step}: the {what} is not finite{many}"
             raise Diverging(reason, self.first_skipped_in_row())
         limit = self.limit(settings)
         if self.num_above(limit) >= SUSTAINED:

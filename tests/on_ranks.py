@@ -60,6 +60,49 @@ def save_and_continue(task: dict[str, Any], ranks: Ranks) -> list[float]:
     return losses
 
 
+def skipped_step(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Two steps, a third that goes wrong on the last rank alone, and a fourth.
+
+    ``wrong`` is what one micro-batch's loss is multiplied with and added to: NaN times it spoils
+    the gradient, infinity added to it does not.
+    """
+    run = train.start(RunFolder(task["folder"]), ranks)
+    losses = [one_step(run) for _ in range(2)]
+    before = state_of(run)
+    factor, term = (float(word) for word in task["wrong"])
+    first = ranks.rank == ranks.world_size - 1
+
+    def spoil(module: Any, inputs: Any, loss: Any) -> Any:
+        nonlocal first
+        is_spoilt, first = first, False
+        return loss._replace(loss_sum=loss.loss_sum * factor + term) if is_spoilt else None
+
+    hook = run.engine.module.register_forward_hook(spoil)
+    run.sums = train.Sums()
+    train_step(run)
+    run.step += 1
+    hook.remove()
+    same = run.sum(float(state_of(run) == before)) == ranks.world_size
+    sums, stability = run.sums, run.stability
+    losses.append(one_step(run))
+    learned = run.sum(float(state_of(run) != before)) == ranks.world_size
+    run.engine.destroy()
+    counted = [stability.num_skipped, sums.skipped, sums.steps, sums.tokens, float(sums.loss)]
+    return {"same": same, "counted": counted, "learned": learned, "losses": losses}
+
+
+def state_of(run: train.Run) -> dict[str, Any]:
+    """All that this rank's optimizer owns, bit by bit, and its single numbers."""
+    tensors = checkpoint.owned_tensors(run.engine)
+    scalars = [
+        checkpoint.scalars(checkpoint.inner_state(run.engine, flat))
+        for flat, _ in checkpoint.by_flat(checkpoint.pieces(run.engine))
+    ]
+    return {"scalars": scalars} | {
+        name: values.float().numpy().tobytes() for name, values in tensors.items()
+    }
+
+
 def final_logits(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Train a run, write final/, and give the trainer's logits of a fixed text."""
     import torch
