@@ -11,10 +11,7 @@ from llmtrain.metrics import Metrics
 from llmtrain.rank_run import Run, Sums
 from llmtrain.stability import Diverging, Rollback, Stability
 
-REMEDY = (
-    "lower optimizer.lr, raise schedule.warmup_steps or set train.grad_clip, and start again "
-    "under another name"
-)
+REMEDY = "lower optimizer.lr, raise schedule.warmup_steps or set train.grad_clip, and start again"
 
 
 def roll_back(run: Run, trouble: Diverging) -> None:
@@ -76,19 +73,16 @@ def drop_checkpoints(run: Run) -> None:
 def give_up(run: Run, trouble: Diverging, has_checkpoint: bool) -> NoReturn:
     """End the run with one line, and its last numbers beside it for a plot."""
     stability, settings = run.stability, run.config.on_divergence
-    done = f"after {len(stability.rollbacks)} rollbacks (on_divergence.max_rollbacks)"
-    why = done if has_checkpoint else "with no checkpoint before it to go back to"
+    used_up = f"and on_divergence.max_rollbacks={settings.max_rollbacks} are used up"
+    why = used_up if has_checkpoint else "and no checkpoint lies before it"
     if run.ranks.is_first:
-        steps = [taken.saved() for taken in stability.steps]
-        columns = {f"{name}s": [step[name] for step in steps] for name in steps[0]}
-        columns["were_skipped"] = columns.pop("was_skippeds")
         account = {
             "reason": trouble.reason,
             "step": run.step,
             "skipped_steps": stability.num_skipped,
             "rollbacks": [asdict(rollback) for rollback in stability.rollbacks],
             "settings": asdict(settings),
-            **columns,
+            "last_steps": stability.columns(),
         }
         write_json(run.folder.divergence, account)
     raise TrainingError(f"{trouble.reason}, {why}; {REMEDY}. Last losses: divergence.json.")

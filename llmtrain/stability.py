@@ -163,6 +163,11 @@ class Stability:
         """What status.json says of it."""
         return {"skipped_steps": self.num_skipped, "rollbacks": len(self.rollbacks)}
 
+    def columns(self) -> dict[str, list[Any]]:
+        """The last steps for a plot: a list of each of their numbers."""
+        rows = [taken.saved() for taken in self.steps]
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
     def saved(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {

@@ -14,6 +14,8 @@ from typing import Any
 from llmtrain import checkpoint, train
 from llmtrain.folder import RunFolder
 from llmtrain.ranks import Ranks
+from llmtrain.rollback import roll_back
+from llmtrain.stability import Diverging
 from llmtrain.step import step_batches, train_step
 
 
@@ -61,13 +63,14 @@ def save_and_continue(task: dict[str, Any], ranks: Ranks) -> list[float]:
 
 
 def skipped_step(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """Two steps, a third that goes wrong on the last rank alone, and a fourth.
+    """Two steps, a third that goes wrong on the last rank alone, a fourth; back, and it again.
 
     ``wrong`` is what one micro-batch's loss is multiplied with and added to: NaN times it spoils
     the gradient, infinity added to it does not.
     """
     run = train.start(RunFolder(task["folder"]), ranks)
     losses = [one_step(run) for _ in range(2)]
+    train.save_checkpoint(run)
     before = state_of(run)
     factor, term = (float(word) for word in task["wrong"])
     first = ranks.rank == ranks.world_size - 1
@@ -86,9 +89,14 @@ def skipped_step(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     sums, stability = run.sums, run.stability
     losses.append(one_step(run))
     learned = run.sum(float(state_of(run) != before)) == ranks.world_size
-    run.engine.destroy()
     counted = [stability.num_skipped, sums.skipped, sums.steps, sums.tokens, float(sums.loss)]
-    return {"same": same, "counted": counted, "learned": learned, "losses": losses}
+    run.step = 3  # so that the fourth step's data follow
+    roll_back(run, Diverging("It was asked for", first_step=3))
+    restored = run.sum(float(state_of(run) == before)) == ranks.world_size
+    again = one_step(run)
+    run.engine.destroy()
+    found = {"same": same, "counted": counted, "learned": learned, "restored": restored}
+    return found | {"fourth": losses[-1], "again": again}
 
 
 def state_of(run: train.Run) -> dict[str, Any]:

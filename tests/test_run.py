@@ -66,9 +66,10 @@ def test_one_line_leaves_a_finished_folder_and_the_same_line_says_so(command: Co
     ):
         assert path.exists(), path
     assert list(folder.tensorboard.iterdir())
-    assert folder.read_status() == {"state": "done", "step": 20, "error": None}
+    status = {"state": "done", "step": 20, "error": None, "skipped_steps": 0, "rollbacks": 0}
+    assert folder.read_status() == status
     record = read_records(folder.metrics)[0]
-    assert {"step", "loss", "lr", "grad_norm", "tokens"} | TIMES == set(record)
+    assert {"step", "loss", "lr", "grad_norm", "skipped_steps", "tokens"} | TIMES == set(record)
     assert record["grad_norm"] > 0
     assert steps_of(folder.path) == list(range(1, 21))
     assert any("eval_bits_per_byte" in record for record in read_records(folder.metrics))
