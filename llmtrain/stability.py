@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from llmtrain.errors import TrainingError
@@ -133,15 +134,13 @@ class Stability:
 
     def limit(self, settings: OnDivergence) -> float:
         """Above it, a loss is beyond those before the last few; infinite if too few are known."""
-        import numpy as np
-
-        before = [taken.loss for taken in self.applied()[:-SUSTAINED]][-WINDOW:]
+        before = sorted(taken.loss for taken in self.applied()[:-SUSTAINED][-WINDOW:])
         if settings.spike_threshold is None or len(before) < LEAST:
             return math.inf
-        center = float(np.median(before))
-        spread = float(np.median(np.abs(np.subtract(before, center))))
+        center = median(before)
+        spread = median(abs(loss - center) for loss in before)
         spread = max(spread, LEAST_SPREAD * abs(center))
-        usual = float(np.quantile(before, 0.9))  # losses of two kinds have a small MAD
+        usual = before[len(before) * 9 // 10]  # losses of two kinds have a small MAD
         return max(usual, center + settings.spike_threshold * spread)
 
     def num_above(self, limit: float) -> int:
