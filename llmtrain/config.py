@@ -21,6 +21,7 @@ from llmtrain.schema import (
     unlearned,
     unlearned_part,
 )
+from llmtrain.stability import OnDivergence
 
 
 class Precision(Enum):
@@ -102,6 +103,7 @@ class RunConfig:
     zero: Zero = unlearned_part(Zero)
     checkpoint: Checkpoint = unlearned_part(Checkpoint)
     on_finish: OnFinish = unlearned_part(OnFinish)
+    on_divergence: OnDivergence = unlearned_part(OnDivergence)
     hardware: Hardware = unlearned_part(Hardware)
     model: Any = None
     teacher: Any = None

@@ -26,6 +26,7 @@ class Progress:
         self.console = Console()
         self.num_shown = len(read_records(folder.metrics))
         self.position = folder.metrics.stat().st_size if folder.metrics.exists() else 0
+        self.num_rollbacks = 0
         self.latest: dict[str, Any] = {}
         self.warning: str | None = None
         self.bar = RichProgress(
@@ -56,7 +57,7 @@ class Progress:
         """Show what the folder says now."""
         for record in self.new_records():
             self.latest |= record
-            if not self.console.is_terminal:
+            if not self.console.is_terminal or "rollback" in record:
                 self.console.print(line_of(record, self.plan), soft_wrap=True)
         status = self.folder.read_status()
         if (warning := status.get("warning")) not in (None, self.warning):
@@ -72,14 +73,17 @@ class Progress:
         )
 
     def new_records(self) -> list[dict[str, Any]]:
-        """The records since the last look; after a resume the file may have become shorter."""
+        """The records since the last look; a resume or rollback may have made the file shorter."""
         size = self.folder.metrics.stat().st_size if self.folder.metrics.exists() else 0
         if size == self.position:
             return []
         records = read_records(self.folder.metrics)
-        fresh = records[self.num_shown :] if size > self.position else []
+        first = self.num_shown if size > self.position else len(records)
+        for index, record in enumerate(records):
+            if record.get("rollback", 0) > self.num_rollbacks:
+                first, self.num_rollbacks = min(first, index), record["rollback"]
         self.position, self.num_shown = size, len(records)
-        return fresh
+        return records[first:]
 
 
 def figures(record: dict[str, Any], plan: Plan) -> str:
@@ -87,21 +91,35 @@ def figures(record: dict[str, Any], plan: Plan) -> str:
     if "loss" not in record:
         return ""
     held_out = f"  held-out {record['eval_loss']:.3f}" if "eval_loss" in record else ""
-    loss = f"loss {record['loss']:.3f}{held_out}"
+    loss = f"loss {shown(record['loss'], 3)}{held_out}"
     return f"{loss}  {record['tokens_per_second']:,.0f} tok/s  {beside_the_plan(record, plan)}"
 
 
 def line_of(record: dict[str, Any], plan: Plan) -> str:
     """One record as a line of text."""
     step = f"step {record['step']:>6,}/{plan.num_steps:,}"
+    if "rollback" in record:
+        return rollback_line(record)
     if "eval_loss" in record:
         bits = record["eval_bits_per_byte"]
         return f"{step}  held-out loss {record['eval_loss']:.4f}  {bits:.4f} bits per byte"
     mfu = f"  MFU {record['mfu']:.0%}" if record["mfu"] is not None else ""
     return (
-        f"{step}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
+        f"{step}  loss {shown(record['loss'], 4)}  lr {record['lr']:.2e}  "
         f"{record['tokens_per_second']:,.0f} tok/s{mfu}  {beside_the_plan(record, plan)}"
     )
+
+
+def rollback_line(record: dict[str, Any]) -> str:
+    """What went wrong, and from where the run goes on."""
+    skipped = record["skipped_data_steps"]
+    data = f", past the data of {skipped:,} steps" if skipped else ""
+    return f"{record['reason']}; back to step {record['to_step']:,}{data}"
+
+
+def shown(loss: float | None, num_digits: int) -> str:
+    """A loss, where any step since the last record had one."""
+    return "not finite" if loss is None else f"{loss:.{num_digits}f}"
 
 
 def beside_the_plan(record: dict[str, Any], plan: Plan) -> str:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.config import RunConfig
+from llmtrain.finite import discard_bad_steps
 from llmtrain.model.linear import adaptable
 from llmtrain.model.stored import make_savable
 from llmtrain.objective import checkpointable_layers, objective_of, recompute
@@ -64,6 +65,7 @@ def build_engine(
         dist_init_required=False,
     )
     undo_trial_step(engine)
+    discard_bad_steps(engine, plan.grad_clip)
     if plan.zero_stage == 3:
         watch_weights(model)
     return engine

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.errors import TrainingError
 from llmtrain.rank_run import Run
+from llmtrain.stability import Diverging
 
 if TYPE_CHECKING:
     from llmtrain.data.sequences import Sequences
@@ -15,7 +15,10 @@ PROMPT_TOKENS = 16
 
 
 def evaluate(run: Run, num_sequences: int, record: bool = True) -> dict[str, float]:
-    """Loss, perplexity and bits per byte over some held-out sequences, on all ranks together."""
+    """Loss, perplexity and bits per byte over some held-out sequences, on all ranks together.
+
+    Raises Diverging where they are not finite.
+    """
     import torch
 
     sequences = run.held_out
@@ -30,8 +33,7 @@ def evaluate(run: Run, num_sequences: int, record: bool = True) -> dict[str, flo
     run.engine.module.train()
     loss_sum, num_tokens = run.sum(loss_sum), int(run.sum(num_tokens))
     if not math.isfinite(loss_sum):
-        what = f"The held-out loss of step {run.step} is {loss_sum}"
-        raise TrainingError(f"{what}: lower optimizer.lr and start again.")
+        raise Diverging(f"Step {run.step}: the held-out loss is not finite", run.step)
     held_out = run.manifest.held_out
     num_bytes = held_out.num_bytes * num_tokens / max(1, held_out.num_learned_tokens)
     values = {

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import socket
@@ -61,6 +62,11 @@ class RunFolder:
     @property
     def summary(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def divergence(self) -> Path:
+        """The last steps of a run whose numbers went wrong for good."""
+        return self.path / "divergence.json"
 
     @property
     def environment(self) -> Path:
@@ -224,6 +230,11 @@ def write_cached(path: Path, value: Any) -> None:
     """Keep something for the next time, if the cache can be written to."""
     with suppress(OSError):
         write_json(path, value)
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON knows it: null for a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def publish(temporary: Path, path: Path) -> None:

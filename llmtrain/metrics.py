@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llmtrain.folder import RunFolder, write_text
+from llmtrain.folder import RunFolder, finite, write_text
 
 
 class Metrics:
@@ -30,7 +30,8 @@ class Metrics:
         self.file.write(json.dumps(plain) + "\n")
         self.file.flush()
         for name, value in values.items():
-            if name != "step" and isinstance(value, int | float):
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if name != "step" and is_number:
                 self.board.add_scalar(name, value, values["step"])
 
     def sample(self, step: int, prompt: str, text: str) -> None:
@@ -61,10 +62,6 @@ class Metrics:
     def close(self) -> None:
         self.file.close()
         self.board.close()
-
-
-def finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

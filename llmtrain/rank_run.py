@@ -14,6 +14,7 @@ from llmtrain.heartbeat import Heartbeat
 from llmtrain.metrics import Metrics
 from llmtrain.plan import Plan
 from llmtrain.ranks import Ranks
+from llmtrain.stability import Stability
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +34,21 @@ class Sums:
     tokens: int = 0
     sequences: int = 0
     steps: int = 0
+    skipped: int = 0
     extras: dict[str, Any] = field(default_factory=dict)
     start: float = 0.0
+
+    def add(self, step: "Sums") -> None:
+        """Take one step in, of which only the time counts where it was skipped."""
+        self.steps += step.steps
+        self.skipped += step.skipped
+        self.sequences += step.sequences
+        if not step.skipped:
+            # In doubles a sum of a few floats is exact: a resume in its middle changes no bit.
+            self.loss = self.loss + step.loss
+            self.tokens += step.tokens
+            for name, value in step.extras.items():
+                self.extras[name] = self.extras.get(name, 0.0) + value
 
     def saved(self, over_ranks: Callable[[float], float]) -> dict[str, Any]:
         """For a checkpoint between two records: totals over all ranks, and the seconds so far."""
@@ -43,6 +57,7 @@ class Sums:
             "tokens": self.tokens,
             "sequences": self.sequences,
             "steps": self.steps,
+            "skipped": self.skipped,
             "extras": {name: over_ranks(float(value)) for name, value in self.extras.items()},
             "seconds": time.perf_counter() - self.start,
         }
@@ -52,7 +67,8 @@ class Sums:
         """The totals again, on the first rank alone: they are summed over ranks once more."""
         share = 1.0 if is_first else 0.0
         extras = {name: share * value for name, value in saved["extras"].items()}
-        counts = (saved["tokens"], saved["sequences"], saved["steps"])
+        skipped = saved.get("skipped", 0)  # versions before skipped none
+        counts = (saved["tokens"], saved["sequences"], saved["steps"], skipped)
         return cls(share * saved["loss"], *counts, extras, -saved["seconds"])
 
     def start_clock(self) -> None:
@@ -88,6 +104,7 @@ class Run:
     is_stopping: bool = False
     sums: Sums = field(default_factory=Sums)
     heartbeat: Heartbeat = field(default_factory=Heartbeat.inherited)
+    stability: Stability = field(default_factory=Stability)
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain import checkpoint
-from llmtrain.errors import TrainingError
 from llmtrain.metrics import read_records
 from llmtrain.rank_run import Run, Sums
 from llmtrain.throughput import model_flops_utilisation
@@ -15,12 +14,10 @@ from llmtrain.throughput import model_flops_utilisation
 def log_step(run: Run) -> None:
     """One record of what happened since the last one."""
     sums = run.sums
-    loss = run.sum(float(sums.loss)) / sums.tokens
-    extras = {name: run.sum(float(value)) / sums.steps for name, value in sums.extras.items()}
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"The loss of step {run.step} is {loss}: lower optimizer.lr and start again."
-        )
+    total, applied = run.sum(float(sums.loss)), sums.steps - sums.skipped
+    loss = total / sums.tokens if sums.tokens else math.nan  # no step was applied
+    extras = {name: run.sum(float(value)) / applied for name, value in sums.extras.items()}
+    norm = gradient_norm(run)
     seconds = time.perf_counter() - sums.start
     run.elapsed_seconds += seconds
     rate = sums.steps * run.plan.tokens_per_step / seconds
@@ -28,7 +25,8 @@ def log_step(run: Run) -> None:
         "step": run.step,
         "loss": loss,
         "lr": run.engine.optimizer.param_groups[0]["lr"],
-        "grad_norm": gradient_norm(run),
+        "grad_norm": None if norm is None else float(norm),
+        "skipped_steps": run.stability.num_skipped,
         "tokens": run.step * run.plan.tokens_per_step,
         "tokens_per_second": rate,
         "samples_per_second": sums.sequences / seconds,
@@ -43,8 +41,11 @@ def log_step(run: Run) -> None:
     run.sums = Sums(start=time.perf_counter())
 
 
-def gradient_norm(run: Run) -> float | None:
-    """The last step's gradient norm, before clipping and without loss scale; None: unknown."""
+def gradient_norm(run: Run) -> Any:
+    """The last step's gradient norm, before clipping and without loss scale; None: unknown.
+
+    A number, or a tensor on the device that nothing has waited for.
+    """
     if run.config.optimizer.whole_gradients and run.plan.zero_stage:
         return None  # DeepSpeed has put Muon's update in the gradient's place by then
     norm = run.engine.get_global_grad_norm()
@@ -52,7 +53,7 @@ def gradient_norm(run: Run) -> float | None:
         return None
     scale = checkpoint.scaler(run.engine)
     has_scale = run.plan.precision == "fp16" and run.plan.zero_stage == 0
-    return float(norm) / (scale.cur_scale if has_scale else 1.0)
+    return norm / (scale.cur_scale if has_scale else 1.0)
 
 
 def peak_memory_gib(run: Run) -> float:

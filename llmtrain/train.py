@@ -29,7 +29,7 @@ from llmtrain.errors import (
     is_out_of_memory,
 )
 from llmtrain.evaluation import evaluate, take_sample
-from llmtrain.folder import RunFolder, write_json, write_text
+from llmtrain.folder import RunFolder, finite, write_json, write_text
 from llmtrain.metrics import Metrics
 from llmtrain.mode.base import base_of
 from llmtrain.plan import Plan
@@ -37,6 +37,8 @@ from llmtrain.probe import check_apart
 from llmtrain.rank_run import Run, Sums
 from llmtrain.ranks import Ranks, die_with_parent, leave, show_stacks
 from llmtrain.records import hyperparameters, log_step, start_count, summarise
+from llmtrain.rollback import roll_back
+from llmtrain.stability import Diverging, Stability
 from llmtrain.step import step_batches, train_step
 
 if TYPE_CHECKING:
@@ -118,7 +120,12 @@ def train_to_end(run: Run) -> None:
     while run.step < run.plan.num_steps:
         train_step(run)
         run.step += 1
-        after_step(run)
+        try:
+            run.stability.check(run.config.on_divergence)
+            after_step(run)
+        except Diverging as trouble:  # on all ranks alike
+            run.heartbeat.rest()
+            roll_back(run, trouble)
         run.heartbeat.stepped(run.step)
         if run.any(run.is_stopping):  # all leave after the same step
             run.heartbeat.rest()
@@ -256,6 +263,7 @@ def resume(run: Run) -> None:
         run.best_step = saved["best_step"]
         run.elapsed_seconds = saved["elapsed_seconds"]
         run.sums = Sums.restored(saved["sums"], run.ranks.is_first)
+        run.stability = Stability.restored(saved.get("stability", {}))
     if run.ranks.is_first:
         run.metrics = Metrics(run.folder, run.step)
 
@@ -286,10 +294,11 @@ def after_step(run: Run) -> None:
     with run.off_the_clock():
         if step % plan.eval_every == 0 or run.is_last_step:
             evaluate_on_the_way(run)
-        if step % plan.checkpoint_every == 0 and not run.is_last_step:
+        is_due = step % plan.checkpoint_every == 0 and not run.is_last_step
+        if is_due and not run.stability.is_suspicious(run.config.on_divergence):
             save_checkpoint(run)
         run.saver.poll()
-    more = {"eta_seconds": run.eta_seconds, **problems(run)}
+    more = {"eta_seconds": run.eta_seconds, **run.stability.status(), **problems(run)}
     report(run.folder, run.ranks, "running", step, every=STATUS_SECONDS, **more)
 
 
@@ -322,10 +331,11 @@ def save_checkpoint(run: Run) -> None:
     if run.metrics is not None:
         run.metrics.sync()
     extra = {
-        "best_loss": finite_or_none(run.best_loss),
+        "best_loss": finite(run.best_loss),
         "best_step": run.best_step,
         "elapsed_seconds": run.elapsed_seconds,
         "sums": run.sums.saved(run.sum),
+        "stability": run.stability.saved(),
     }
     copy, owns = run.plan.saves_behind, run.ranks.is_first or run.plan.zero_stage > 0
     run.saver.save(
@@ -339,10 +349,6 @@ def problems(run: Run) -> dict[str, str]:
     """What status.json has to say of the last checkpoint, if it was not written."""
     what = run.saver.problem
     return {} if what is None else {"warning": f"The last checkpoint was not written: {what}."}
-
-
-def finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def save_folder(run: Run, path: Path, loss: float) -> None:
@@ -382,7 +388,7 @@ def finish(run: Run, state: str) -> None:
     if run.metrics is not None:
         run.metrics.close()
     dist.barrier(group=run.control)
-    report(run.folder, run.ranks, state, run.step)
+    report(run.folder, run.ranks, state, run.step, **run.stability.status())
     dist.destroy_process_group()
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from llmtrain import checkpoint, train
 from llmtrain.folder import RunFolder
 from llmtrain.ranks import Ranks
+from llmtrain.rollback import roll_back
+from llmtrain.stability import Diverging
 from llmtrain.step import step_batches, train_step
 
 
@@ -59,6 +61,55 @@ def save_and_continue(task: dict[str, Any], ranks: Ranks) -> list[float]:
     losses += [one_step(run) for _ in range(half)]
     run.engine.destroy()
     return losses
+
+
+def skipped_step(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Two steps, a third that goes wrong on the last rank alone, a fourth; back, and it again.
+
+    ``wrong`` is what one micro-batch's loss is multiplied with and added to: NaN times it spoils
+    the gradient, infinity added to it does not.
+    """
+    run = train.start(RunFolder(task["folder"]), ranks)
+    losses = [one_step(run) for _ in range(2)]
+    train.save_checkpoint(run)
+    before = state_of(run)
+    factor, term = (float(word) for word in task["wrong"])
+    first = ranks.rank == ranks.world_size - 1
+
+    def spoil(module: Any, inputs: Any, loss: Any) -> Any:
+        nonlocal first
+        is_spoilt, first = first, False
+        return loss._replace(loss_sum=loss.loss_sum * factor + term) if is_spoilt else None
+
+    hook = run.engine.module.register_forward_hook(spoil)
+    run.sums = train.Sums()
+    train_step(run)
+    run.step += 1
+    hook.remove()
+    same = run.sum(float(state_of(run) == before)) == ranks.world_size
+    sums, stability = run.sums, run.stability
+    losses.append(one_step(run))
+    learned = run.sum(float(state_of(run) != before)) == ranks.world_size
+    counted = [stability.num_skipped, sums.skipped, sums.steps, sums.tokens, float(sums.loss)]
+    run.step = 3  # so that the fourth step's data follow
+    roll_back(run, Diverging("It was asked for", first_step=3))
+    restored = run.sum(float(state_of(run) == before)) == ranks.world_size
+    again = one_step(run)
+    run.engine.destroy()
+    found = {"same": same, "counted": counted, "learned": learned, "restored": restored}
+    return found | {"fourth": losses[-1], "again": again}
+
+
+def state_of(run: train.Run) -> dict[str, Any]:
+    """All that this rank's optimizer owns, bit by bit, and its single numbers."""
+    tensors = checkpoint.owned_tensors(run.engine)
+    scalars = [
+        checkpoint.scalars(checkpoint.inner_state(run.engine, flat))
+        for flat, _ in checkpoint.by_flat(checkpoint.pieces(run.engine))
+    ]
+    return {"scalars": scalars} | {
+        name: values.float().numpy().tobytes() for name, values in tensors.items()
+    }
 
 
 def final_logits(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def test_one_line_leaves_a_finished_folder_and_the_same_line_says_so(command: Co
     assert status["step"] == status["num_steps"] == status["last_checkpoint"] == 20
     assert status["error"] is None
     record = read_records(folder.metrics)[0]
-    assert {"step", "loss", "lr", "grad_norm", "tokens"} | TIMES == set(record)
+    assert {"step", "loss", "lr", "grad_norm", "skipped_steps", "tokens"} | TIMES == set(record)
     assert record["grad_norm"] > 0
     assert steps_of(folder.path) == list(range(1, 21))
     assert any("eval_bits_per_byte" in record for record in read_records(folder.metrics))

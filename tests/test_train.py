@@ -40,7 +40,7 @@ class Bench:
         self.command = command
         self.tasks: list[dict[str, Any]] = []
 
-    def add(self, name: str, do: str, *overrides: str) -> None:
+    def add(self, name: str, do: str, *overrides: str, **more: Any) -> None:
         """A task on a run of its own, over the corpus if it brings no data."""
         command = self.command
         text = ["data=text", f"data.path={command.corpus}", "data.held_out_every=4"]
@@ -51,7 +51,7 @@ class Bench:
         manifest = prepare(config.data, config.cache, config.model.path)
         job = Job(config, make_plan(config, manifest), manifest)
         job.fill_folder()
-        self.tasks.append({"do": do, "folder": str(job.folder.path)})
+        self.tasks.append({"do": do, "folder": str(job.folder.path), **more})
 
     def run(self, num_ranks: int) -> list[Any]:
         """The results of all tasks, in order."""

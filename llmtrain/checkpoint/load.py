@@ -144,13 +144,23 @@ def refresh_weights(engine: "DeepSpeedEngine") -> None:
     if stage in (1, 2):
         optimizer.update_lp_params()
     elif stage == 3:
-        for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
-            with in_memory(engine, flat):
-                optimizer._reassign_or_swap_out_partitioned_parameters(index)
+        refresh_partitions(engine)
     elif hasattr(optimizer, "fp16_groups"):
         for params, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             for param, master in zip(params, masters, strict=True):
                 param.data.copy_(master.data)
+
+
+def refresh_partitions(engine: "DeepSpeedEngine") -> None:
+    """The same at stage 3, where small weights stay whole between steps: gather them anew."""
+    optimizer = engine.optimizer
+    optimizer._partition_all_parameters()
+    for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+        with in_memory(engine, flat):
+            optimizer._reassign_or_swap_out_partitioned_parameters(index)
+    kept_whole = optimizer.persistent_parameters
+    if kept_whole:
+        kept_whole[0].all_gather(kept_whole)
 
 
 def restore_random_state(path: Path) -> None:

@@ -1,7 +1,6 @@
 """`python -m llmtrain.plan`: what a run would be, anywhere."""
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +11,7 @@ from llmtrain import compose
 from llmtrain.compose import Point
 from llmtrain.config import Format, RunConfig
 from llmtrain.errors import DONE, REFUSED, ConfigError
+from llmtrain.folder import finite
 from llmtrain.hardware import num_cores
 from llmtrain.plan.known import plan_as_known, plan_or_refusal, planner
 from llmtrain.plan.propose import proposals
@@ -31,7 +31,7 @@ def plan_command(config: RunConfig) -> int:
     found = proposals(plan, config.hardware.name, planner(config))
     if config.format is Format.json:
         more = {"proposals": [proposal.to_json() for proposal in found]}
-        print(json.dumps(finite(plan.to_json() | more), indent=2))
+        print(json.dumps(for_json(plan.to_json() | more), indent=2))
     else:
         show_plan(plan, found)
     return DONE if plan.fits else REFUSED
@@ -45,19 +45,19 @@ def grid_command(points: Iterable[Point]) -> int:
         isinstance(point.config, RunConfig) and point.config.format is Format.json
         for point in known
     ):
-        print(json.dumps(finite([point_json(*point) for point in plans]), indent=2))
+        print(json.dumps(for_json([point_json(*point) for point in plans]), indent=2))
     else:
         show_grid(plans)
     return DONE if any(isinstance(plan, Plan) and plan.fits for _, plan in plans) else REFUSED
 
 
-def finite(value: Any) -> Any:
-    """The same for JSON, which knows no infinity: null in its place."""
+def for_json(value: Any) -> Any:
+    """The same with null for numbers that JSON does not know."""
     if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
+        return {name: for_json(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [for_json(item) for item in value]
+    return finite(value)
 
 
 def planned(points: Sequence[Point]) -> list[Plan | ConfigError]:
