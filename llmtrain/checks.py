@@ -32,6 +32,7 @@ def check(config: RunConfig) -> None:
         value = getattr(config.train, asked[0])
         raise ConfigError(key, value, f"and {other} are both given", "give one of them")
     check_name(config)
+    check_start(config.resume)
     check_recomputation(config)
     config.model.check()
     config.data.check()
@@ -54,9 +55,15 @@ def check_name(config: RunConfig) -> None:
         raise ConfigError(
             "name", config.name, "cannot name a folder", "leave out / and a leading dot"
         )
-    if config.resume not in ("auto", "never"):
+
+
+def check_start(resume: str) -> None:
+    """``auto``, ``never``, a step, or a path that is there."""
+    is_known = resume in ("auto", "never") or resume.isdecimal()
+    if not is_known and not Path(resume).expanduser().exists():
         reason = "is not one of the ways to start"
-        raise ConfigError("resume", config.resume, reason, "give auto or never")
+        remedy = "give auto, never, a step of this run, a run folder or a checkpoint"
+        raise ConfigError("resume", resume, reason, remedy)
 
 
 def check_mode(config: RunConfig) -> None:

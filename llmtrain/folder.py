@@ -85,6 +85,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def parent(self) -> Path:
+        """Of a branch: the run and the step that it began at."""
+        return self.path / "parent.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchers import blocks
+from llmtrain.branch import begin, name_of, parent_of
 from llmtrain.checkpoint.store import mirror_of, newest_good
 from llmtrain.compose import overrides
 from llmtrain.config import Offload, Precision, RunConfig
@@ -47,7 +48,9 @@ class Job:
         self.plan = plan
         self.manifest = manifest
         self.targets = targets
-        self.folder = RunFolder(Path(config.output_root) / plan.name)
+        self.parent = parent_of(config, plan)
+        name = plan.name if self.parent is None else name_of(plan, config, self.parent)
+        self.folder = RunFolder(Path(config.output_root) / name)
         self.restarts = Restarts(config.launcher.max_restarts)
 
     def train(self, afterwards: Afterwards) -> float | None:
@@ -64,6 +67,8 @@ class Job:
             if self.folder.read_status().get("state") == "done":
                 print(f"{self.folder.path} is done.")
                 return self.result()
+            if self.parent is not None and not self.folder.exists():
+                begin(self.folder, self.parent)
             with afterwards.follow(self.config.on_finish, self.folder.path):
                 self.verify()
                 self.fill_folder()

@@ -27,6 +27,7 @@ def main() -> int:
 
 def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None:
     """Train what the config asks for, or continue it; returns the final held-out loss."""
+    from llmtrain.branch import parent_of
     from llmtrain.checks import check, check_here
     from llmtrain.data.shards import find_manifest, prepare
     from llmtrain.job import Job
@@ -42,6 +43,7 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
     # Refused now if it cannot be: afterwards reading and tokenising may take hours.
     estimated = make_plan(config, find_manifest(config.data, config.cache, config.tokenizer_path))
     require_fit(config, estimated)
+    parent_of(config, estimated)
     deepspeed_config(estimated, config.zero.extra)
     config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
     if config.launcher.starts_ranks:

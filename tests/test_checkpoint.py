@@ -172,7 +172,7 @@ def test_a_run_whose_newest_checkpoint_broke_ends_as_an_undisturbed_one(command:
     whole = RunFolder(command.only_run())
     broken = RunFolder(whole.path.with_name(whole.path.name.replace("whole", "broken")))
     started = command.start(*words, "name=broken")
-    wait_until(lambda: max(broken.checkpoint_steps(), default=0) >= 10)
+    wait_until(partial(has_saved, broken, 10))
     os.kill(started.pid, signal.SIGKILL)
     started.communicate(timeout=60)
     wait_until(lambda: not ranks_below(command.folder), 10)
@@ -185,6 +185,65 @@ def test_a_run_whose_newest_checkpoint_broke_ends_as_an_undisturbed_one(command:
     assert losses(broken) == losses(whole)
 
 
+def has_saved(folder: RunFolder, least: int) -> bool:
+    """Whether a run has a checkpoint of at least some step."""
+    return max(folder.checkpoint_steps(), default=0) >= least
+
+
 def losses(folder: RunFolder) -> list[tuple[int, float]]:
     records = read_records(folder.metrics)
     return [(record["step"], record["loss"]) for record in records if "loss" in record]
+
+
+def test_a_branch_begins_at_an_older_step_or_at_another_run(command: Command) -> None:
+    words = [*QUICK, "checkpoint.every=5", "checkpoint.keep=9", "train.max_steps=15"]
+    assert command.run(*words).returncode == 0
+    parent = RunFolder(command.only_run())
+    again = command.run(*words, "resume=5")
+    assert again.returncode == 0, again.stderr
+    assert f"from step 5: {parent.path}-from_5" in again.stdout
+    branch = RunFolder(Path(f"{parent.path}-from_5"))
+    assert json.loads(branch.parent.read_text()) == {"run": str(parent.path), "step": 5}
+    assert losses(branch) == losses(parent)
+    slower = command.run(*words, "optimizer.lr=0.001", f"resume={parent.checkpoint(10)}")
+    assert slower.returncode == 0, slower.stderr
+    (other,) = (RunFolder(path) for path in command.runs() if path.name.endswith("_10"))
+    assert losses(other)[:10] == losses(parent)[:10]
+    assert losses(other)[-1] != losses(parent)[-1]
+
+
+def test_a_branch_that_cannot_begin_is_refused(command: Command) -> None:
+    words = [*QUICK, "train.max_steps=4"]
+    assert command.run(*words).returncode == 0
+    folder = command.only_run()
+    refusals = {
+        "resume=3": "resume=3 is no checkpoint of this run; kept are: 4.",
+        f"resume={folder}/final": "is a model without training state; to start from its weights",
+        f"resume={folder}/logs": "holds no checkpoint; give auto, never, a step",
+    }
+    for word, said in refusals.items():
+        refused = command.run(*words, word)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert said in refused.stderr
+    wider = command.run(*words, "model.config.hidden_size=128", f"resume={folder}")
+    assert wider.returncode == 2
+    assert "parameters, and this run" in wider.stderr
+
+
+def test_a_run_moves_between_ranks_and_stages_on_its_way(command: Command) -> None:
+    words = [*QUICK[:-1], "checkpoint.every=5", "train.max_steps=150", "train.precision=fp32"]
+    assert command.run(*words, "hardware=cpux2", "zero.stage=1", "name=whole").returncode == 0
+    whole = RunFolder(command.only_run())
+    moved = RunFolder(whole.path.with_name(whole.path.name.replace("whole", "moved")))
+    for least, ranks, stage in ((10, 2, 3), (20, 1, 0), (30, 2, 2)):
+        started = command.start(
+            *words, f"hardware=cpux{ranks}", f"zero.stage={stage}", "name=moved"
+        )
+        wait_until(partial(has_saved, moved, least))
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(60) == 75
+    assert command.run(*words, "hardware=cpux1", "zero.stage=2", "name=moved").returncode == 0
+    assert [step for step, _ in losses(moved)] == [step for step, _ in losses(whole)]
+    assert [loss for _, loss in losses(moved)] == pytest.approx(
+        [loss for _, loss in losses(whole)], rel=1e-3
+    )

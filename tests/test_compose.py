@@ -71,7 +71,8 @@ WRONG = {
     "cache_root=/etc/passwd": "cache_root=/etc/passwd cannot be made",
     "output_root=/etc/passwd": "output_root=/etc/passwd",
     "zero.offload_optimizer=nvme optimizer=adamw": "zero.nvme_path=null is needed",
-    "resume=last": "resume=last is not one of the ways to start; give auto or never",
+    "resume=last": "resume=last is not one of the ways to start; "
+    "give auto, never, a step of this run, a run folder or a checkpoint",
 }
 
 
