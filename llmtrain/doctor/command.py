@@ -59,7 +59,8 @@ def findings(patient: Patient, arguments: argparse.Namespace) -> list[Line]:
     """Look at everything, and show each line as soon as it is known."""
     console = Console(quiet=arguments.json)
     seen = []
-    with console.status("looking at this machine; measurements take a minute or two"):
+    what = "" if arguments.quick else "; measurements take a minute or two"
+    with console.status(f"looking at this machine{what}"):
         for line in examine(patient, arguments.quick):
             show(line, console)
             seen.append(line)
