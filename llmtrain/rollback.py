@@ -26,7 +26,7 @@ def roll_back(run: Run, trouble: Diverging) -> None:
         give_up(run, trouble, has_checkpoint=to_step is not None)
     from_step = run.step
     saved = checkpoint.load(run.folder.checkpoint(to_step), run.engine, run.ranks)
-    run.step = saved["step"]
+    run.step = run.saver.last_step = saved["step"]
     run.sums = Sums.restored(saved["sums"], run.ranks.is_first)
     run.sums.start_clock()
     skipped = from_step - to_step if settings.skip_data else 0

@@ -258,7 +258,7 @@ def resume(run: Run) -> None:
     steps = run.folder.checkpoint_steps()
     if steps:
         saved = checkpoint.load(run.folder.checkpoint(steps[-1]), run.engine, run.ranks)
-        run.step = saved["step"]
+        run.step = run.saver.last_step = saved["step"]
         run.best_loss = saved["best_loss"] if saved["best_loss"] is not None else math.inf
         run.best_step = saved["best_step"]
         run.elapsed_seconds = saved["elapsed_seconds"]

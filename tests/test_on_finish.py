@@ -68,7 +68,12 @@ def test_a_run_that_is_done_is_followed_once_and_keeps_its_exit_code(command: Co
 def test_a_run_that_fails_is_followed_by_a_shutdown_that_is_always_wanted(
     command: Command,
 ) -> None:
-    diverging = ["optimizer=adamw", "optimizer.lr=1e30", "train.precision=fp32"]
+    diverging = [
+        "optimizer=adamw",
+        "optimizer.lr=1e30",
+        "train.precision=fp32",
+        "on_divergence.max_skipped_steps=1",
+    ]
     words = [*diverging, "train.eval_every=1", "train.max_steps=5"]
     ended = command.run(*asking(command, "always", *words))
     assert ended.returncode == 1

@@ -230,7 +230,13 @@ def test_debug_shows_a_batch_and_takes_few_steps_in_a_folder_of_its_own(command:
 
 def test_an_error_in_a_rank_is_one_line_with_its_cause(command: Command) -> None:
     words = [*QUICK, "train.max_steps=5", "hardware=cpux2", "zero.stage=0", "optimizer=adamw"]
-    ended = command.run(*words, "optimizer.lr=1e30", "train.precision=fp32", "train.eval_every=1")
+    ended = command.run(
+        *words,
+        "optimizer.lr=1e30",
+        "train.precision=fp32",
+        "train.eval_every=1",
+        "on_divergence.max_skipped_steps=1",
+    )
     assert ended.returncode == 1
     assert "lower optimizer.lr" in ended.stderr
     assert "Traceback" not in ended.stderr + ended.stdout

@@ -106,6 +106,7 @@ def test_a_step_holds_the_bytes_that_were_planned(
 ) -> None:
     spread = [f"hardware=cpux{num_ranks}", f"zero.stage={stage}", f"train.precision={precision}"]
     shape = ["train.seq_len=128", "train.global_batch=16", "train.micro_batch=4"]
+    shape += ["checkpoint.asynchronous=false"]  # none is saved here
     bench.add("held", "live_bytes", *spread, *shape, "optimizer=adamw", "train.max_steps=5")
     (num_bytes,) = bench.run(num_ranks)
     plan = Plan.load(RunFolder(Path(bench.tasks[0]["folder"])).plan)

@@ -40,6 +40,7 @@ class Saver:
     is_asynchronous: bool = True
     problem: str | None = None
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "save"))
+    last_step: int | None = None  # the ranks must not ask the disk: it is another one's to publish
     snapshot: Snapshot | None = None  # that is on its way
     part: "Future[None] | None" = None
     publication: "Future[None] | None" = None
@@ -51,13 +52,13 @@ class Saver:
         on.
         """
         self.settle()
-        if self.folder.checkpoint(step).exists():
-            return  # a published one is whole, and nothing was learned since
+        if step == self.last_step:
+            return  # nothing was learned since
         needed = self.over_ranks(num_bytes)
         if not self.has_room(needed):
             self.problem = f"the disk has no room for its {needed / 2**30:.2f} GiB"
             return
-        self.problem = None
+        self.problem, self.last_step = None, step
         self.snapshot = take()
         self.part = self.pool.submit(self.write_part)
         if not self.is_asynchronous:
@@ -105,7 +106,7 @@ class Saver:
         num_failed = self.over_ranks(float(error is not None))
         if num_failed:
             self.note(error or OSError("another rank could not write its part"))
-            self.part = self.snapshot = None
+            self.part = self.snapshot = self.last_step = None
             if self.ranks.is_first:
                 shutil.rmtree(path, ignore_errors=True)
             return
