@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain import checkpoint, train
+from llmtrain.checkpoint.pieces import by_flat, inner_state, scalars
 from llmtrain.checkpoint.snapshot import owned_tensors
 from llmtrain.folder import RunFolder
 from llmtrain.ranks import Ranks
@@ -104,11 +105,10 @@ def skipped_step(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 def state_of(run: train.Run) -> dict[str, Any]:
     """All that this rank's optimizer owns, bit by bit, and its single numbers."""
     tensors = owned_tensors(run.engine, copy=True)
-    scalars = [
-        checkpoint.scalars(checkpoint.inner_state(run.engine, flat))
-        for flat, _ in checkpoint.by_flat(checkpoint.pieces(run.engine))
+    numbers = [
+        scalars(inner_state(run.engine, flat)) for flat, _ in by_flat(checkpoint.pieces(run.engine))
     ]
-    return {"scalars": scalars} | {
+    return {"scalars": numbers} | {
         name: values.float().numpy().tobytes() for name, values in tensors.items()
     }
 

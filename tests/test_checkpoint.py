@@ -217,7 +217,7 @@ def test_a_branch_that_cannot_begin_is_refused(command: Command) -> None:
     assert command.run(*words).returncode == 0
     folder = command.only_run()
     refusals = {
-        "resume=3": "resume=3 is no checkpoint of this run; kept are: 4.",
+        "resume=1": "resume=1 is no checkpoint of this run; kept are: 3, 4.",
         f"resume={folder}/final": "is a model without training state; to start from its weights",
         f"resume={folder}/logs": "holds no checkpoint; give auto, never, a step",
     }

@@ -40,9 +40,10 @@ def load(path: Path, engine: "DeepSpeedEngine", ranks: Ranks) -> dict[str, Any]:
             with in_memory(engine, flat, is_changed=True):
                 restore_flat(engine, owned, number, saved, fragments)
         refresh_weights(engine)
+    scale = scaler(engine)
     for name, value in saved["scaler"].items():
-        if value is not None:
-            setattr(scaler(engine), name, value)
+        if value is not None and scale is not None:  # in fp32 some stages have none
+            setattr(scale, name, value)
     restore_random_state(path / f"rng_{ranks.rank}.safetensors")
     return saved
 
