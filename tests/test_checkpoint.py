@@ -236,7 +236,8 @@ def test_a_run_moves_between_ranks_and_stages_on_its_way(command: Command) -> No
     assert command.run(*words, "hardware=cpux2", "zero.stage=1", "name=whole").returncode == 0
     whole = RunFolder(command.only_run())
     moved = RunFolder(whole.path.with_name(whole.path.name.replace("whole", "moved")))
-    for least, ranks, stage in ((10, 2, 3), (20, 1, 0), (30, 2, 2)):
+    for ranks, stage in ((2, 3), (1, 0), (2, 2)):
+        least = max(moved.checkpoint_steps(), default=0) + 5
         started = command.start(
             *words, f"hardware=cpux{ranks}", f"zero.stage={stage}", "name=moved"
         )
