@@ -144,6 +144,8 @@ class Harness:
         while True:
             num_starts += 1
             process = start(self.options.work, name, stage)
+            while not list(self.options.work.glob(f"{name}-*")) and process.poll() is None:
+                time.sleep(0.02)
             folder = folder_of(self.options.work, name)
             if not self.is_over(end) and self.wait_for_instant(process, folder):
                 self.strike(process, folder)
