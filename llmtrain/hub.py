@@ -37,7 +37,7 @@ def answers(address: str) -> bool:
     """Whether a server answers at all, through a proxy where one is set."""
     request = urllib.request.Request(address, method="HEAD")
     try:
-        urllib.request.urlopen(request, timeout=4).close()
+        urllib.request.urlopen(request, timeout=WAIT_SECONDS).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):
