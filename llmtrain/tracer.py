@@ -37,6 +37,7 @@ class Tracer:
         self.stack = stack_of(self.model)
         self.layers = list(self.stack if self.stack is not None else [])
         self.depth = depth_of(self.model, setting.recompute)
+        self.parts: dict[Any, tuple[Any, Any] | None] = {}
 
     @contextmanager
     def planned(self) -> Iterator[None]:
@@ -138,7 +139,7 @@ class Tracer:
         for learner in (self.objective.learner, self.objective.teacher):
             if learner is not None:
                 learner.forget_documents()  # of an earlier sample, which may be of another size
-                learner.__dict__["parts"] = plain_head(learner.model)
+                learner.__dict__["parts"] = self.parts_of(learner)
         num_tokens = batch * self.config.train.seq_len
         num_learned = ceil(num_tokens * self.setting.learned_share)
         account = Account(self.layers[:num_layers], num_tokens, num_learned)
@@ -159,6 +160,12 @@ class Tracer:
             hook.remove()
         self.model.zero_grad(set_to_none=True)
         return Sample(num_layers, batch, account.peaks, account.kept, account.counter.rows())
+
+    def parts_of(self, learner: Any) -> tuple[Any, Any] | None:
+        """Body and head: however many layers there are, they are the same two modules."""
+        if learner not in self.parts:
+            self.parts[learner] = plain_head(learner.model)
+        return self.parts[learner]
 
     def batch(self, size: int) -> dict[str, Any]:
         """A micro-batch of the mode."""

@@ -2,9 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterable
 from typing import Any
 
 from llmtrain import compose
@@ -12,14 +10,11 @@ from llmtrain.compose import Point
 from llmtrain.config import Format, RunConfig
 from llmtrain.errors import DONE, REFUSED, ConfigError
 from llmtrain.folder import finite
-from llmtrain.hardware import num_cores
-from llmtrain.plan.known import plan_as_known, plan_or_refusal, planner
+from llmtrain.plan.grid import planned
+from llmtrain.plan.known import plan_as_known, planner
 from llmtrain.plan.propose import proposals
 from llmtrain.plan.record import Plan
 from llmtrain.plan.table import show_grid, show_plan
-from llmtrain.ranks import die_with_parent
-
-FEW_POINTS = 24  # are planned sooner than a second process is started
 
 
 def plan_command(config: RunConfig) -> int:
@@ -39,16 +34,17 @@ def plan_command(config: RunConfig) -> int:
 
 def grid_command(points: Iterable[Point]) -> int:
     """One row a point. Returns 0 if any point fits, else 2."""
-    known = list(points)
-    plans = [(point.words, plan) for point, plan in zip(known, planned(known), strict=True)]
-    if any(
-        isinstance(point.config, RunConfig) and point.config.format is Format.json
-        for point in known
-    ):
+    known = list(planned(points))
+    plans = [(point.words, plan) for point, plan in known]
+    if any(as_json(point.config) for point, _ in known):
         print(json.dumps(for_json([point_json(*point) for point in plans]), indent=2))
     else:
         show_grid(plans)
     return DONE if any(isinstance(plan, Plan) and plan.fits for _, plan in plans) else REFUSED
+
+
+def as_json(config: RunConfig | ConfigError) -> bool:
+    return isinstance(config, RunConfig) and config.format is Format.json
 
 
 def for_json(value: Any) -> Any:
@@ -58,16 +54,6 @@ def for_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [for_json(item) for item in value]
     return finite(value)
-
-
-def planned(points: Sequence[Point]) -> list[Plan | ConfigError]:
-    """The plan of each point, a large grid's on all cores; points of one model lie together."""
-    configs = [point.config for point in points]
-    if len(configs) < FEW_POINTS:
-        return [plan_or_refusal(config) for config in configs]
-    chunk = -(-len(configs) // (4 * num_cores()))
-    with ProcessPoolExecutor(num_cores(), get_context("spawn"), die_with_parent) as processes:
-        return list(processes.map(plan_or_refusal, configs, chunksize=chunk))
 
 
 def point_json(words: list[str], plan: Plan | ConfigError) -> dict[str, Any]:
