@@ -1,124 +1,81 @@
-"""Runs that are killed, halted and damaged at random, beside one that was left in peace.
+"""Runs that are killed, halted, starved and damaged at random, beside those left in peace.
 
     python -m benchmarks.faults [--faults 200] [--minutes 60] [--seed 0]
 
 A small run on two processes is started again after each fault until it is done, and then the next
-one with other random instants. Half of the faults wait for the middle of a save. Each run has to
-end with the losses of the undisturbed one, each step in its records once, and no older checkpoint
-changed. Writes results/<date>-<machine>/faults.json and .md.
+one with other random instants. Half of the faults wait for the middle of a save. Two thirds of the
+runs read steps whose loss is NaN, and skip them or go back. Each run has to end with the losses of
+the undisturbed one, each step in its records once, from the newest whole checkpoint at each start,
+and no older checkpoint changed. Writes results/<date>-<machine>/faults.json and .md. A disk is
+filled where a small one may be mounted: run it as root.
 """
 
 import argparse
-import os
 import platform
 import random
-import signal
+import re
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
+from benchmarks.fault_kinds import DAMAGES, FAULTS, FULL, poison, small_disk
 from llmtrain.errors import DONE, FAILED
 from llmtrain.folder import RunFolder, write_json, write_text
 from llmtrain.hardware import cpu_name
 from llmtrain.metrics import read_records
 
 HERE = Path(__file__).parent
+NUM_STEPS = 600
+NUM_BAD = 3  # steps whose loss is NaN, in a run over data with such
 WORDS = [
-    "model.config.hidden_size=64",
-    "model.config.head_dim=32",
-    "model.config.num_hidden_layers=2",
     "data.tokenizer.vocab_size=512",
     "train.seq_len=32",
     "train.global_batch=4",
     "train.log_every=1",
     "train.eval_every=1000",
-    "train.max_steps=300",
+    f"train.max_steps={NUM_STEPS}",
+    "optimizer=adamw",
     "checkpoint.every=10",
     "checkpoint.keep=4",
     "hardware=cpux2",
     "launcher.hang_floor_seconds=3",
 ]
-STAGES = (0, 1, 2, 3)
+MODEL = [
+    "model.config.hidden_size=64",
+    "model.config.head_dim=32",
+    "model.config.num_hidden_layers=2",
+    "model.config.tie_word_embeddings=false",
+]
+SKIPPING = "on_divergence.max_skipped_steps=10"
+GOING_BACK = ["on_divergence.max_skipped_steps=1", "on_divergence.max_rollbacks=10"]
 LONGEST_SECONDS = 180  # of a start without a fault
-LONGEST_WAIT = 12.0  # for an instant, from the first step on
+LONGEST_WAIT = 8.0  # for an instant, from the first step on
 
 
-def ranks_of(parent: psutil.Process) -> list[psutil.Process]:
-    """The rank processes, in order of their ids."""
-    found = [each for each in parent.children(recursive=True) if "llmtrain.train" in words_of(each)]
-    return sorted(found, key=lambda each: each.pid)
+class Kind(NamedTuple):
+    """What is trained, and whether its data makes steps go wrong."""
+
+    stage: int
+    numbers: str = "good"  # or "skipped" or "gone back from"
+
+    @property
+    def name(self) -> str:
+        return f"stage{self.stage}_{self.numbers.replace(' ', '_')}"
 
 
-def words_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def kill_rank(parent: psutil.Process, folder: RunFolder, chance: random.Random) -> None:
-    chance.choice(ranks_of(parent)).kill()
-
-
-def kill_parent(parent: psutil.Process, folder: RunFolder, chance: random.Random) -> None:
-    parent.kill()
-
-
-def kill_all(parent: psutil.Process, folder: RunFolder, chance: random.Random) -> None:
-    for each in [*ranks_of(parent), parent]:
-        each.kill()
-
-
-def halt_rank(parent: psutil.Process, folder: RunFolder, chance: random.Random) -> None:
-    chance.choice(ranks_of(parent)).suspend()
-
-
-def stop(parent: psutil.Process, folder: RunFolder, chance: random.Random) -> None:
-    parent.send_signal(chance.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)))
-
-
-def truncate(parent: psutil.Process, folder: RunFolder, chance: random.Random) -> None:
-    kill_all(parent, folder, chance)
-    file = newest_file(folder, chance)
-    if file is not None:
-        os.truncate(file, chance.randrange(file.stat().st_size))
-
-
-def flip_bit(parent: psutil.Process, folder: RunFolder, chance: random.Random) -> None:
-    kill_all(parent, folder, chance)
-    file = newest_file(folder, chance)
-    if file is not None:
-        data = bytearray(file.read_bytes())
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        file.write_bytes(data)
-
-
-def newest_file(folder: RunFolder, chance: random.Random) -> Path | None:
-    """A file of tensors of the newest checkpoint; None before there is one."""
-    steps = folder.checkpoint_steps()
-    if not steps:
-        return None
-    return chance.choice(sorted(folder.checkpoint(steps[-1]).glob("*.safetensors")))
-
-
-Fault = Callable[[psutil.Process, RunFolder, random.Random], None]
-FAULTS: dict[str, Fault] = {
-    "kill -9 a rank": kill_rank,
-    "kill -9 the parent": kill_parent,
-    "kill -9 all": kill_all,
-    "halt a rank (SIGSTOP)": halt_rank,
-    "SIGTERM, SIGINT or SIGUSR2": stop,
-    "kill all, truncate the newest checkpoint": truncate,
-    "kill all, flip a bit in the newest checkpoint": flip_bit,
-}
+KINDS = [
+    *(Kind(stage) for stage in range(4)),
+    *(Kind(stage, "skipped") for stage in range(4)),
+    *(Kind(stage, "gone back from") for stage in range(4)),
+]
 
 
 @dataclass
@@ -127,9 +84,12 @@ class Harness:
 
     options: argparse.Namespace
     chance: random.Random
+    model: Path
+    num_bad: int
     counts: Counter[str] = field(default_factory=Counter)
     in_saves: int = 0
     runs: list[dict[str, Any]] = field(default_factory=list)
+    expected: dict[Kind, list[Any]] = field(default_factory=dict)
 
     @property
     def num_faults(self) -> int:
@@ -138,56 +98,143 @@ class Harness:
     def is_over(self, end: float) -> bool:
         return self.num_faults >= self.options.faults or time.monotonic() > end
 
-    def disturb(self, name: str, stage: int, expected: list[Any], end: float) -> None:
-        """One run with faults until it is done."""
-        num_before, num_starts = self.num_faults, 0
-        while True:
-            num_starts += 1
-            process = start(self.options.work, name, stage)
-            while not list(self.options.work.glob(f"{name}-*")) and process.poll() is None:
-                time.sleep(0.02)
-            folder = folder_of(self.options.work, name)
-            if not self.is_over(end) and self.wait_for_instant(process, folder):
-                self.strike(process, folder)
-            code = ended(process)
-            if folder.read_status().get("state") == "done":
-                break
-            if num_starts > 60:
-                raise RuntimeError(f"{name} does not end; its last exit code was {code}")
-        is_same = records_of(folder) == expected
-        faults = self.num_faults - num_before
-        self.runs.append({"run": name, "stage": stage, "faults": faults, "is_same": is_same})
-        print(f"{name}: {faults} faults in {num_starts} starts, the same: {is_same}", flush=True)
+    def start(self, name: str, kind: Kind) -> "subprocess.Popen[bytes]":
+        words = [f"zero.stage={kind.stage}", f"name={name}"]
+        if kind.numbers == "good":
+            words += MODEL
+        else:
+            skips = [SKIPPING] if kind.numbers == "skipped" else GOING_BACK
+            words += ["model=pretrained", f"model.path={self.model}", *skips]
+        return start(self.options.work, self.place(name), *words)
 
-    def wait_for_instant(self, process: subprocess.Popen[bytes], folder: RunFolder) -> bool:
+    def place(self, name: str) -> Path:
+        return self.options.work / name
+
+    def records(self, kind: Kind) -> list[Any]:
+        """Those of a run of this kind that was left in peace."""
+        if kind not in self.expected:
+            name = f"peace_{kind.name}"
+            assert ended(self.start(name, kind)) == DONE, f"see {name}.log"
+            folder = folder_in(self.place(name))
+            self.expected[kind] = records_of(folder)
+            assert folder.read_status()["skipped_steps"] == has_bad(kind) * self.num_bad
+        return self.expected[kind]
+
+    def disturb(self, name: str, kind: Kind, end: float) -> None:
+        """One run with faults until it is done, on a disk of its own that can be full."""
+        expected = self.records(kind)
+        with small_disk(self.place(name)) as is_small:
+            run = Disturbed(self, name, kind, is_small)
+            run.to_its_end(end)
+            is_same = records_of(run.folder) == expected
+        self.counts["a NaN in the loss"] += has_bad(kind) * self.num_bad
+        row = {"run": name, "stage": kind.stage, "steps_that_went_wrong": kind.numbers}
+        row |= {"faults": run.num_faults, "starts": run.num_starts, "is_same": is_same}
+        self.runs.append(row | {"went_too_far_back": run.too_far, "touched": run.touched})
+        print(row, run.too_far, run.touched, flush=True)
+
+
+def has_bad(kind: Kind) -> bool:
+    return kind.numbers != "good"
+
+
+@dataclass
+class Disturbed:
+    """A run under faults, and what a fault must not change."""
+
+    harness: Harness
+    name: str
+    kind: Kind
+    is_small: bool  # whether its disk may be filled
+    num_faults: int = 0
+    num_starts: int = 0
+    too_far: int = 0  # starts that did not continue from the newest whole checkpoint
+    touched: int = 0  # files of older checkpoints that were changed
+    files: dict[Path, tuple[int, ...]] = field(default_factory=dict)
+    promised: int = 0  # the step that the next start may not go behind
+
+    @property
+    def folder(self) -> RunFolder:
+        return folder_in(self.harness.place(self.name))
+
+    def to_its_end(self, end: float) -> None:
+        place = self.harness.place(self.name)
+        while True:
+            self.num_starts += 1
+            promised, said_before = self.promised, len(self.said())
+            process = self.harness.start(self.name, self.kind)
+            while not list(place.glob("*-*")) and process.poll() is None:
+                time.sleep(0.02)
+            if not self.harness.is_over(end) and self.wait_for_instant(process):
+                self.strike(process)
+            code = ended(process)
+            self.look_back()
+            self.too_far += resumed_from(self.said()[said_before:]) < promised
+            if self.folder.read_status().get("state") == "done":
+                return
+            if self.num_starts > 60:
+                raise RuntimeError(f"{self.name} does not end; its last exit code was {code}")
+
+    def wait_for_instant(self, process: "subprocess.Popen[bytes]") -> bool:
         """Wait for a random instant, or from there on for a save; False where the run ended."""
-        first = step_of(folder)
-        while process.poll() is None and step_of(folder) == first:
+        first, chance = step_of(self.folder), self.harness.chance
+        while process.poll() is None and step_of(self.folder) == first:
             time.sleep(0.02)
-        end = time.monotonic() + self.chance.random() ** 2 * LONGEST_WAIT
+        end = time.monotonic() + chance.random() ** 2 * LONGEST_WAIT
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
-        if self.chance.random() < 0.5:
-            while process.poll() is None and not list(folder.checkpoints.glob(".step_*")):
+        if chance.random() < 0.5:
+            while process.poll() is None and not list(self.folder.checkpoints.glob(".step_*")):
                 time.sleep(0.0005)
-            self.in_saves += process.poll() is None
+            self.harness.in_saves += process.poll() is None
         return process.poll() is None
 
-    def strike(self, process: subprocess.Popen[bytes], folder: RunFolder) -> None:
-        name = self.chance.choice(list(FAULTS))
+    def strike(self, process: "subprocess.Popen[bytes]") -> None:
+        chance = self.harness.chance
+        name = chance.choice([name for name in FAULTS if self.is_small or name != FULL])
+        steps = self.folder.checkpoint_steps()
+        self.files = {path: state_of(path) for path in self.files_of(steps)}
+        whole = steps[:-1] if FAULTS[name] in DAMAGES else steps
+        if self.kind.numbers != "gone back from":  # there the checkpoints after it are dropped
+            self.promised = max(whole, default=0)
         try:
-            FAULTS[name](psutil.Process(process.pid), folder, self.chance)
+            FAULTS[name](psutil.Process(process.pid), self.folder, chance)
         except (psutil.Error, IndexError):
             return  # it had just ended
-        self.counts[name] += 1
+        self.harness.counts[name] += 1
+        self.num_faults += 1
+
+    def files_of(self, steps: list[int]) -> list[Path]:
+        """The files of the checkpoints but the newest, which a fault may damage."""
+        return [path for step in steps[:-1] for path in self.folder.checkpoint(step).iterdir()]
+
+    def look_back(self) -> None:
+        """Compare what is there now with what was before the last fault."""
+        there = {path: state for path, state in self.files.items() if path.exists()}
+        self.touched += sum(state_of(path) != state for path, state in there.items())
+        self.files = {}
+
+    def said(self) -> str:
+        """What its starts have printed."""
+        log = self.harness.place(self.name).with_suffix(".log")
+        return log.read_text() if log.exists() else ""
 
 
-def start(work: Path, name: str, stage: int) -> "subprocess.Popen[bytes]":
-    words = [*WORDS, f"name={name}", f"zero.stage={stage}", f"output_root={work}"]
-    with open(work / f"{name}.log", "ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "llmtrain.run", *words], stdout=log, stderr=log
-        )
+def resumed_from(said: str) -> int:
+    """The step from which a start continued, by what it printed."""
+    found = re.search(r"Continuing from step (\d+)", said)
+    return int(found[1]) if found else 0
+
+
+def state_of(path: Path) -> tuple[int, ...]:
+    seen = path.stat()
+    return seen.st_ino, seen.st_size, seen.st_mtime_ns
+
+
+def start(work: Path, place: Path, *words: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "llmtrain.run", *WORDS, *words, f"output_root={place}"]
+    with open(work / f"{place.name}.log", "ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def ended(process: "subprocess.Popen[bytes]") -> int:
@@ -197,8 +244,9 @@ def ended(process: "subprocess.Popen[bytes]") -> int:
     return code
 
 
-def folder_of(work: Path, name: str) -> RunFolder:
-    return RunFolder(next(work.glob(f"{name}-*"), work / name))
+def folder_in(place: Path) -> RunFolder:
+    """The one run's folder; a path that is not there before it has begun."""
+    return RunFolder(next(place.glob("*-*"), place / "none"))
 
 
 def step_of(folder: RunFolder) -> int:
@@ -215,24 +263,26 @@ def records_of(folder: RunFolder) -> list[Any]:
 
 
 def page(harness: Harness, what: str) -> str:
+    columns = ["run", "stage", "steps_that_went_wrong", "faults", "starts", "is_same"]
+    columns += ["went_too_far_back", "touched"]
+    num_faults = harness.num_faults
     lines = [
         "# Faults",
         "",
         f"`python -m benchmarks.faults`, {what}.",
-        f"{harness.num_faults} faults, {harness.in_saves} of them in the middle of a save. A run "
+        f"{num_faults} faults, {harness.in_saves} of them in the middle of a save. A run "
         "is the same if step, loss, learning rate, gradient norm and held-out loss of each of its "
-        "records are those of a run that was left in peace, bit for bit.",
+        "records are those of a run that was left in peace, bit for bit. It went too far back if a "
+        "start did not continue from the newest whole checkpoint; touched are files of older "
+        "checkpoints that were changed. NaNs are counted once a run, however often it met them.",
         "",
         "| fault | times |",
         "| --- | --: |",
         *(f"| {name} | {count} |" for name, count in sorted(harness.counts.items())),
         "",
-        "| run | ZeRO stage | faults | the same |",
-        "| --- | --: | --: | --- |",
-        *(
-            f"| {run['run']} | {run['stage']} | {run['faults']} | {run['is_same']} |"
-            for run in harness.runs
-        ),
+        f"| {' | '.join(column.replace('_', ' ') for column in columns)} |",
+        "|" + " --- |" * len(columns),
+        *(f"| {' | '.join(str(run[column]) for column in columns)} |" for run in harness.runs),
     ]
     return "\n".join(lines) + "\n"
 
@@ -250,18 +300,27 @@ def main() -> int:
     options.work = options.work.absolute() / time.strftime("%Y%m%d-%H%M%S")
     options.work.mkdir(parents=True)
     end = time.monotonic() + 60 * options.minutes
-    harness, expected = Harness(options, random.Random(options.seed)), {}
+    harness = Harness(options, random.Random(options.seed), *poisoned(options.work))
     number = 0
     while not harness.is_over(end):
-        stage = STAGES[number % len(STAGES)]
-        if stage not in expected:
-            name = f"peace{stage}"
-            assert ended(start(options.work, name, stage)) == DONE
-            expected[stage] = records_of(folder_of(options.work, name))
-        harness.disturb(f"run{number}", stage, expected[stage], end)
+        harness.disturb(f"run{number}", KINDS[number % len(KINDS)], end)
         number += 1
         save(harness, options.out)
-    return DONE if all(run["is_same"] for run in harness.runs) else FAILED
+    return DONE if all(map(is_well, harness.runs)) else FAILED
+
+
+def is_well(run: dict[str, Any]) -> bool:
+    return run["is_same"] and not run["went_too_far_back"] and not run["touched"]
+
+
+def poisoned(work: Path) -> tuple[Path, int]:
+    """A model that reads NaN in some steps of its data, and how many these are."""
+    assert ended(start(work, work / "seedling", *MODEL, "train.max_steps=1")) == DONE
+    model = work / "poisoned"
+    shutil.copytree(folder_in(work / "seedling").final, model)
+    words = ["model=pretrained", f"model.path={model}"]
+    assert ended(start(work, work / "sprout", *words, "train.max_steps=1")) == DONE
+    return model, poison(model, folder_in(work / "sprout"), NUM_STEPS, NUM_BAD)
 
 
 def save(harness: Harness, out: Path) -> None:

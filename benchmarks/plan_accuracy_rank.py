@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 
-from llmtrain import train
+from llmtrain import starting, train
 from llmtrain.evaluation import take_sample
 from llmtrain.folder import RunFolder, write_json
 from llmtrain.live import LiveTensors
@@ -33,7 +33,7 @@ ENOUGH_SECONDS = 4.0
 
 def measure(folder: RunFolder, ranks: Ranks) -> None:
     """Train and leave what was seen; in place of :func:`llmtrain.train.train`."""
-    run = train.start(folder, ranks)
+    run = starting.start(folder, ranks)
     peaks = {"built": peak_memory_gib(run)}
     take_sample(run)
     peaks["sampled"] = peak_memory_gib(run)

@@ -29,9 +29,9 @@ ROUNDS = 5
 
 def measure(folder: RunFolder, ranks: Any) -> None:
     """In place of :func:`llmtrain.train.train`: what saves cost, in seconds."""
-    from llmtrain import train
+    from llmtrain import saving, starting
 
-    run = train.start(folder, ranks)
+    run = starting.start(folder, ranks)
     run.engine.module.train()
     found: dict[str, list[float]] = {"behind": [], "waited": [], "step": [], "step_behind": []}
     for _ in range(3):
@@ -40,7 +40,7 @@ def measure(folder: RunFolder, ranks: Any) -> None:
         is_behind = number % 2 == 0
         run.plan = replace(run.plan, saves_behind=is_behind)
         run.saver.is_asynchronous = is_behind
-        found["behind" if is_behind else "waited"].append(seconds(train.save_checkpoint, run))
+        found["behind" if is_behind else "waited"].append(seconds(saving.save_checkpoint, run))
         while run.saver.part is not None:  # written beside these
             found["step_behind"].append(seconds(one_step, run))
         run.saver.settle()

@@ -25,6 +25,7 @@ from llmtrain.errors import (
     STOPPED,
     ConfigError,
     TrainingError,
+    is_disk_full,
     nearest,
 )
 from llmtrain.hardware import Hardware
@@ -67,6 +68,10 @@ def main(task: Task, command: str, summary: str, grid: Grid | None = None) -> in
             return code if isinstance(code, int) else DONE
     except (ConfigError, TrainingError) as error:
         return report(error)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        return report(TrainingError(f"{error}. Make room: the same command continues."))
     except KeyboardInterrupt:
         print("Stopped before training began.", file=sys.stderr)
         return STOPPED

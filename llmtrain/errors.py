@@ -1,6 +1,7 @@
 """What a user can do wrong, said in one line; and the exit codes of every command."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,6 +52,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = str(error).lower()
     said = any(phrase in words for phrase in OUT_OF_MEMORY)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError | OSError) and said)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a disk, or what this user may take of it, had no room left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_final(error: BaseException) -> bool:

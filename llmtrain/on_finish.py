@@ -81,10 +81,14 @@ class Afterwards:
     def __init__(self) -> None:
         self.latest: OnFinish | None = None
 
+    def begin(self, on_finish: OnFinish) -> None:
+        """From now on an end is one of a run, also where its data cannot be prepared."""
+        self.latest = on_finish
+
     @contextmanager
     def follow(self, on_finish: OnFinish, run: Path) -> Iterator[None]:
         """Around the training of a run: its command is run however it ends."""
-        self.latest, state = on_finish, "failed"
+        state = "failed"
         try:
             yield
             state = "done"

@@ -1,6 +1,7 @@
 """Compose, plan, write the run folder, launch: the whole story of `python -m llmtrain.run`."""
 
 import os
+import signal
 import sys
 import traceback
 from functools import partial
@@ -14,6 +15,8 @@ def main() -> int:
     """Train each run of the command line, then do what was asked for after the end."""
     from llmtrain import compose
 
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # as Ctrl+C, until there are ranks to ask
+        signal.signal(number, signal.default_int_handler)
     afterwards = Afterwards()
     summary = "Train an experiment, or continue it where it stopped."
     try:
@@ -38,6 +41,7 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
     from llmtrain.teaching import check_tokenizers, prepare_targets
     from llmtrain.zero import deepspeed_config
 
+    afterwards = afterwards or Afterwards()
     refuse_wrapper()
     check(config)
     # Refused now if it cannot be: afterwards reading and tokenising may take hours.
@@ -48,6 +52,7 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
     config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
     if config.launcher.starts_ranks:
         check_here(config, estimated.offload_optimizer, estimated.offload_params)
+        afterwards.begin(config.on_finish)
     manifest = prepare(config.data, config.cache, config.tokenizer_path)
     for model in (config.model, config.teacher):
         if model is not None:
@@ -59,7 +64,7 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
         rehearse(config, plan, manifest)
         return None
     job = Job(config, plan, manifest, prepare_targets(config, plan, manifest))
-    return job.train(afterwards or Afterwards())
+    return job.train(afterwards)
 
 
 def refuse_wrapper() -> None:

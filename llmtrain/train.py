@@ -3,8 +3,6 @@
 A rank reads its run folder and derives nothing: no Hydra, no planning.
 """
 
-import json
-import math
 import os
 import signal
 import sys
@@ -12,13 +10,9 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from llmtrain import checkpoint
-from llmtrain.checkpoint.store import mirror_of, remove_leftovers
-from llmtrain.config import RunConfig, load
 from llmtrain.errors import (
     FAILED,
     STOPPED,
@@ -29,23 +23,17 @@ from llmtrain.errors import (
     is_out_of_memory,
 )
 from llmtrain.evaluation import evaluate, take_sample
-from llmtrain.folder import RunFolder, finite, write_json, write_text
-from llmtrain.metrics import Metrics
-from llmtrain.mode.base import base_of
-from llmtrain.plan import Plan
-from llmtrain.probe import check_apart
-from llmtrain.rank_run import Run, Sums
+from llmtrain.folder import RunFolder, write_json, write_text
+from llmtrain.rank_run import Run
 from llmtrain.ranks import Ranks, die_with_parent, leave, show_stacks
-from llmtrain.records import hyperparameters, log_step, start_count, summarise
+from llmtrain.records import hyperparameters, log_step, summarise
 from llmtrain.rollback import roll_back
-from llmtrain.stability import Diverging, Stability
+from llmtrain.saving import empty_cache, keep_best, problems, report, save_checkpoint, save_folder
+from llmtrain.stability import Diverging
+from llmtrain.starting import start
 from llmtrain.step import step_batches, train_step
 
-if TYPE_CHECKING:
-    from llmtrain.data.teacher_cache import TeacherCache
-
 STATUS_SECONDS = 1.0
-PACKAGES = ("llmtrain", "torch", "deepspeed", "transformers")  # whose versions a checkpoint names
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -137,145 +125,6 @@ def train_to_end(run: Run) -> None:
     close(run)
 
 
-def start(folder: RunFolder, ranks: Ranks) -> Run:
-    """Everything up to the first step: ranks, data, engine, and the newest checkpoint."""
-    from llmtrain.engine import build_engine, start_ranks
-
-    config, plan = load(folder.config), Plan.load(folder.plan)
-    newest = max(folder.checkpoint_steps(), default=0)
-    report(folder, ranks, "running", newest, phase="starting ranks")
-    if ranks.is_first:
-        remove_leftovers(folder.checkpoints)
-    device = start_ranks(plan, ranks)
-    import torch
-    import torch.distributed as dist
-
-    from llmtrain.data.shards import Manifest
-
-    if config.debug:
-        torch.autograd.set_detect_anomaly(True)
-    sources = json.loads(folder.manifest.read_text())
-    manifest = Manifest.load(Path(sources["folder"]))
-    control = dist.new_group(backend="gloo")
-    peak = peak_tflops(plan, control)
-    forced_imports(config, plan)
-    engine = build_engine(config, plan, manifest.vocabulary, device)
-    run = Run(config, plan, folder, manifest, ranks, device, engine, control, peak)
-    run.saver = saver_of(run)
-    set_end_tokens(run)
-    if plan.keep_documents_apart:
-        for learner in (engine.module.learner, engine.module.teacher):
-            check_apart(learner)
-    run.sequences = run.open_split("train")
-    if "teacher_targets" in sources:
-        run.targets = open_targets(run, Path(sources["teacher_targets"]))
-    resume(run)
-    if ranks.is_first:
-        write_first_files(run)
-    if run.step == 0:
-        torch.manual_seed(config.seed + ranks.rank)  # dropout differs between ranks
-    empty_cache(run)
-    return run
-
-
-def saver_of(run: Run) -> checkpoint.Saver:
-    """What writes this run's checkpoints."""
-    asked, versions = run.config.checkpoint, {name: version(name) for name in PACKAGES}
-    mirror = None if asked.mirror is None else mirror_of(asked.mirror, run.folder)
-    return checkpoint.Saver(
-        run.folder,
-        run.ranks,
-        run.sum,
-        checkpoint.Retention(asked.keep, asked.keep_every),
-        {"identity": run.config.identity, "world_size": run.plan.world_size, "versions": versions},
-        mirror,
-        run.plan.saves_behind,
-    )
-
-
-def empty_cache(run: Run) -> None:
-    """Give back what torch keeps: the next phase asks for blocks of other sizes."""
-    import torch
-
-    if run.device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def set_end_tokens(run: Run) -> None:
-    """Let the model stop where a turn ends, too: the token by which the template ends an answer."""
-    from llmtrain.data.template import end_ids
-
-    if run.manifest.chat_template is None:
-        return
-    settings = base_of(run.engine.module.model).generation_config
-    own = settings.eos_token_id
-    ends = set(own if isinstance(own, list) else [own]) - {None}
-    ends |= set(end_ids(run.manifest.vocabulary.folder, run.manifest.chat_template))
-    settings.eos_token_id = sorted(ends)
-
-
-def open_targets(run: Run, path: Path) -> "TeacherCache":
-    """The teacher's probabilities that were prepared for this run."""
-    from llmtrain.data.teacher_cache import TeacherCache
-    from llmtrain.teaching import header_of
-
-    return TeacherCache.open(path, header_of(run.config, run.plan, run.manifest))
-
-
-def forced_imports(config: RunConfig, plan: Plan) -> None:
-    """Import what would be imported on the way, and start the count of memory after it."""
-    import torch._dynamo
-    import torch._inductor.compile_fx
-    import torch.utils.tensorboard  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-
-    if config.adapter.freezes:
-        import peft  # noqa: F401
-    hf_config = config.model.hf_config()
-    AutoModelForCausalLM._model_mapping.get(type(hf_config), None)  # imports the model's module
-    if plan.device == "cpu":
-        start_count()
-
-
-def peak_tflops(plan: Plan, control: Any) -> float | None:
-    """The peak of all ranks together: a datasheet's on GPUs, measured on CPUs."""
-    import torch
-    import torch.distributed as dist
-
-    from llmtrain.throughput import measure_matmul_tflops
-
-    if plan.peak_tflops is not None:
-        return plan.peak_tflops * plan.world_size
-    if plan.device != "cpu":
-        return None
-    peak = torch.tensor(measure_matmul_tflops(plan.device, plan.dtype_name))
-    dist.all_reduce(peak, group=control)
-    return float(peak)
-
-
-def resume(run: Run) -> None:
-    """Continue from the newest checkpoint, if there is one."""
-    steps = run.folder.checkpoint_steps()
-    if steps:
-        saved = checkpoint.load(run.folder.checkpoint(steps[-1]), run.engine, run.ranks)
-        run.step = run.saver.last_step = saved["step"]
-        run.best_loss = saved["best_loss"] if saved["best_loss"] is not None else math.inf
-        run.best_step = saved["best_step"]
-        run.elapsed_seconds = saved["elapsed_seconds"]
-        run.sums = Sums.restored(saved["sums"], run.ranks.is_first)
-        run.stability = Stability.restored(saved.get("stability", {}))
-    if run.ranks.is_first:
-        run.metrics = Metrics(run.folder, run.step)
-
-
-def write_first_files(run: Run) -> None:
-    """What the first rank alone knows: the engine's dictionary and the environment."""
-    from llmtrain.artefacts import environment
-
-    write_json(run.folder.deepspeed, run.engine.config)
-    write_json(run.folder.environment, environment(run.plan.device))
-
-
 def install_stop_handler(run: Run) -> None:
     """A signal to stop is noted, and acted upon by all ranks together after the step."""
 
@@ -307,9 +156,7 @@ def evaluate_on_the_way(run: Run) -> None:
     empty_cache(run)
     loss = evaluate(run, run.plan.eval_sequences)["eval_loss"]
     empty_cache(run)
-    if loss < run.best_loss:
-        run.best_loss, run.best_step = loss, run.step
-        save_folder(run, run.folder.best, loss)
+    keep_best(run, loss)
 
 
 def show_first_batch(run: Run) -> None:
@@ -323,47 +170,6 @@ def show_first_batch(run: Run) -> None:
     text = f"first batch: {shapes}\n{tokenizer.decode(ids)}\nids {ids}\nlabels {labels}\n"
     if run.ranks.is_first:
         write_text(run.folder.first_batch, text)
-
-
-def save_checkpoint(run: Run) -> None:
-    """Begin to save resumable state; it is published when all ranks have written their part."""
-    empty_cache(run)
-    if run.metrics is not None:
-        run.metrics.sync()
-    extra = {
-        "best_loss": finite(run.best_loss),
-        "best_step": run.best_step,
-        "elapsed_seconds": run.elapsed_seconds,
-        "sums": run.sums.saved(run.sum),
-        "stability": run.stability.saved(),
-    }
-    copy, owns = run.plan.saves_behind, run.ranks.is_first or run.plan.zero_stage > 0
-    run.saver.save(
-        lambda: checkpoint.take(run.engine, run.ranks, run.step, extra, copy),
-        owns * run.plan.memory["checkpoint_gib"] * 2**30,
-        run.step,
-    )
-
-
-def problems(run: Run) -> dict[str, str]:
-    """What status.json has to say of the last checkpoint, if it was not written."""
-    what = run.saver.problem
-    return {} if what is None else {"warning": f"The last checkpoint was not written: {what}."}
-
-
-def save_folder(run: Run, path: Path, loss: float) -> None:
-    """A Hugging Face folder of the model as it is now."""
-    from llmtrain.artefacts import readme, save_model
-
-    empty_cache(run)
-    text = readme(
-        run.plan.name,
-        path,
-        f"{run.step} steps, {run.step * run.plan.tokens_per_step:,} tokens, "
-        f"held-out loss {loss:.4f}",
-        opening=run.config.adapter.opening,
-    )
-    save_model(path, run.engine, run.manifest, text, run.ranks.is_first)
 
 
 def close(run: Run) -> None:
@@ -390,19 +196,6 @@ def finish(run: Run, state: str) -> None:
     dist.barrier(group=run.control)
     report(run.folder, run.ranks, state, run.step, **run.stability.status())
     dist.destroy_process_group()
-
-
-_last_report = 0.0
-
-
-def report(
-    folder: RunFolder, ranks: Ranks, state: str, step: int, every: float = 0.0, **more: Any
-) -> None:
-    """Refresh status.json from the first rank, at most once in ``every`` seconds."""
-    global _last_report
-    if ranks.is_first and time.time() - _last_report >= every:
-        folder.write_status(state, step, **more)
-        _last_report = time.time()
 
 
 if __name__ == "__main__":

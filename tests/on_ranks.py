@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmtrain import checkpoint, train
+from llmtrain import checkpoint, saving, starting
 from llmtrain.checkpoint.pieces import by_flat, inner_state, scalars
 from llmtrain.checkpoint.snapshot import owned_tensors
 from llmtrain.folder import RunFolder
+from llmtrain.rank_run import Run, Sums
 from llmtrain.ranks import Ranks
 from llmtrain.rollback import roll_back
 from llmtrain.stability import Diverging
@@ -31,7 +32,7 @@ def main(path: str) -> None:
 
 def curve(task: dict[str, Any], ranks: Ranks) -> list[float]:
     """The loss of each of a run's steps, summed over ranks."""
-    run = train.start(RunFolder(task["folder"]), ranks)
+    run = starting.start(RunFolder(task["folder"]), ranks)
     run.engine.module.train()
     losses = []
     while run.step < run.plan.num_steps:
@@ -40,10 +41,10 @@ def curve(task: dict[str, Any], ranks: Ranks) -> list[float]:
     return losses
 
 
-def one_step(run: train.Run) -> float:
+def one_step(run: Run) -> float:
     """Train a step; its mean loss over all ranks."""
     run.engine.module.train()
-    run.sums = train.Sums()
+    run.sums = Sums()
     train_step(run)
     run.step += 1
     return run.sum(float(run.sums.loss)) / run.sums.tokens
@@ -52,13 +53,13 @@ def one_step(run: train.Run) -> float:
 def save_and_continue(task: dict[str, Any], ranks: Ranks) -> list[float]:
     """Half of a run, a checkpoint, and the other half in an engine that was filled from it."""
     folder = RunFolder(task["folder"])
-    run = train.start(folder, ranks)
+    run = starting.start(folder, ranks)
     half = run.plan.num_steps // 2
     losses = [one_step(run) for _ in range(half)]
-    train.save_checkpoint(run)
+    saving.save_checkpoint(run)
     run.saver.settle()
     run.engine.destroy()
-    run = train.start(folder, ranks)
+    run = starting.start(folder, ranks)
     assert run.step == half
     losses += [one_step(run) for _ in range(half)]
     run.engine.destroy()
@@ -71,9 +72,9 @@ def skipped_step(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     ``wrong`` is what one micro-batch's loss is multiplied with and added to: NaN times it spoils
     the gradient, infinity added to it does not.
     """
-    run = train.start(RunFolder(task["folder"]), ranks)
+    run = starting.start(RunFolder(task["folder"]), ranks)
     losses = [one_step(run) for _ in range(2)]
-    train.save_checkpoint(run)
+    saving.save_checkpoint(run)
     before = state_of(run)
     factor, term = (float(word) for word in task["wrong"])
     first = ranks.rank == ranks.world_size - 1
@@ -84,7 +85,7 @@ def skipped_step(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         return loss._replace(loss_sum=loss.loss_sum * factor + term) if is_spoilt else None
 
     hook = run.engine.module.register_forward_hook(spoil)
-    run.sums = train.Sums()
+    run.sums = Sums()
     train_step(run)
     run.step += 1
     hook.remove()
@@ -102,7 +103,7 @@ def skipped_step(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     return found | {"fourth": losses[-1], "again": again}
 
 
-def state_of(run: train.Run) -> dict[str, Any]:
+def state_of(run: Run) -> dict[str, Any]:
     """All that this rank's optimizer owns, bit by bit, and its single numbers."""
     tensors = owned_tensors(run.engine, copy=True)
     numbers = [
@@ -117,9 +118,9 @@ def final_logits(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Train a run, write final/, and give the trainer's logits of a fixed text."""
     import torch
 
-    run = train.start(RunFolder(task["folder"]), ranks)
+    run = starting.start(RunFolder(task["folder"]), ranks)
     losses = [one_step(run) for _ in range(run.plan.num_steps)]
-    train.save_folder(run, run.folder.final, losses[-1])
+    saving.save_folder(run, run.folder.final, losses[-1])
     run.engine.module.eval()
     run.engine.module.learner.forget_documents()
     with torch.no_grad():
@@ -135,7 +136,7 @@ def first_gradients(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
     Of the largest gradients of B's columns the smallest: an expert has columns of its own.
     """
-    run = train.start(RunFolder(task["folder"]), ranks)
+    run = starting.start(RunFolder(task["folder"]), ranks)
     run.engine.module.train()
     for batch in step_batches(run):
         run.engine.backward(run.engine(batch).loss_sum)
@@ -150,7 +151,7 @@ def end_of_document(task: dict[str, Any], ranks: Ranks) -> float:
     """The gradient that the embedding of the token that ends documents gets from being read."""
     import torch
 
-    run = train.start(RunFolder(task["folder"]), ranks)
+    run = starting.start(RunFolder(task["folder"]), ranks)
     eos_id = run.manifest.vocabulary.eos_id
     embedding = run.engine.module.model.get_input_embeddings()
     (gradient_VD,) = torch.autograd.grad(embedding(torch.tensor([eos_id])).sum(), embedding.weight)
@@ -163,7 +164,7 @@ def live_bytes(task: dict[str, Any], ranks: Ranks) -> int:
 
     from llmtrain.live import LiveTensors
 
-    run = train.start(RunFolder(task["folder"]), ranks)
+    run = starting.start(RunFolder(task["folder"]), ranks)
     for _ in range(2):
         one_step(run)
     gc.collect()

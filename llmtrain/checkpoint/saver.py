@@ -1,5 +1,6 @@
 """Saving behind training's back: at most one checkpoint on its way, published when it is whole."""
 
+import math
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,14 +50,15 @@ class Saver:
         """Begin to write a snapshot; the one before is published first.
 
         Where the disk has no room for all ranks' ``num_bytes`` nothing is taken, and training goes
-        on.
+        on; they are infinite where there was none for the records that the checkpoint continues.
         """
         self.settle()
         if step == self.last_step:
             return  # nothing was learned since
         needed = self.over_ranks(num_bytes)
         if not self.has_room(needed):
-            self.problem = f"the disk has no room for its {needed / 2**30:.2f} GiB"
+            of = f"its {needed / 2**30:.2f} GiB" if needed < math.inf else "the records before it"
+            self.problem = f"the disk has no room for {of}"
             return
         self.problem, self.last_step = None, step
         self.snapshot = take()
