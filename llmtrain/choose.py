@@ -8,6 +8,7 @@ from llmtrain.hardware import Machine
 from llmtrain.model.causal_lm import Attention, CausalLM
 from llmtrain.model.facts import Facts
 
+MAMBA_EXTENSIONS = ("selective_scan_cuda", "causal_conv1d_cuda")
 SHORT_SEQUENCE = 512  # up to here plain attention beats the fused one on a CPU
 
 Reasons = dict[str, str]
@@ -123,13 +124,13 @@ def choose_scan(model: CausalLM, machine: Machine, facts: Facts, reasons: Reason
     has_scan = is_mamba1 or facts.num_attention_layers < facts.num_layers
     if not has_scan:
         return None
-    compiled = (
-        importlib.util.find_spec("selective_scan_cuda") is not None and machine.device == "cuda"
-    )
     if model.kernels.value == "reference":
         reasons["scan_kernel"] = "asked for"
         return "transformers"
-    if compiled:
+    if machine.device == "cuda" and is_mamba1 and not machine.is_here:
+        reasons["scan_kernel"] = "to be installed there: pip install mamba-ssm causal-conv1d"
+        return "mamba-ssm"
+    if machine.device == "cuda" and all(map(importlib.util.find_spec, MAMBA_EXTENSIONS)):
         reasons["scan_kernel"] = "mamba-ssm's compiled extension is installed"
         return "mamba-ssm"
     missing = "mamba-ssm's compiled extension is not installed"

@@ -51,6 +51,12 @@ class Tracer:
             if self.setting.is_packed:
                 packed = "transformers.masking_utils.find_packed_sequence_indices"
                 stack.enter_context(patch(packed, torch.zeros_like))
+            if self.setting.scan_kernel == "mamba-ssm":
+                from llmtrain.kernel.fused_mamba import standing_in
+
+                facts = self.config.model.facts(self.config.cache)
+                module = selective_scan.modeling_module(facts.model_type)
+                stack.enter_context(standing_in(module))
             stack.enter_context(self.fake)
             yield
 

@@ -94,6 +94,35 @@ def test_a_trace_counts_the_bytes_that_the_real_model_holds(
     assert traced_peak(config, asked, batch=2) == measured_peak(config, asked, batch=2)
 
 
+FUSED = {
+    "mamba": ["model=mamba_tiny", *FEW_LAYERS],
+    "falcon": ["model=falcon_mamba_7b", *FEW_LAYERS, "model.config.hidden_size=192"],
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_mamba_for_gpus_is_traced_with_kernels_that_keep_little(name: str, cache: Path) -> None:
+    words = [*FUSED[name], *SIZES, f"cache_root={cache}"]
+    kept, moved = {}, {}
+    for scan in ("mamba-ssm", "chunked"):
+        asked = Setting("bfloat16", "eager", scan, "none", "cuda", 1, is_packed=False)
+        sample = Tracer(compose_config(*words), asked).sample(2, 2)
+        kept[scan] = sample.kept
+        moved[scan] = sum(row.num_bytes * row.times for row in sample.ops)
+    assert kept["mamba-ssm"] < kept["chunked"]
+    assert moved["mamba-ssm"] < 0.5 * moved["chunked"]
+
+
+def test_a_fused_mamba_layer_keeps_what_its_authors_kernel_saves(cache: Path) -> None:
+    """Per token: its input of width h and its norm's, xz of 4 h, the scan's output of 2 h."""
+    config = compose_config(*FUSED["mamba"], *SIZES, f"cache_root={cache}")
+    asked = Setting("bfloat16", "eager", "mamba-ssm", "none", "cuda", 1, is_packed=False)
+    made = Tracer(config, asked)
+    one, two = (made.sample(layers, 2).kept for layers in (1, 2))
+    width = made.model.config.hidden_size
+    assert 16 * width < (two - one) / (2 * config.train.seq_len) < 24 * width
+
+
 @pytest.mark.parametrize("recomputed", ["none", "full"])
 def test_few_layers_and_small_micro_batches_tell_what_the_whole_takes(
     recomputed: str, cache: Path

@@ -35,7 +35,7 @@ def install(architecture: str, reference: bool = False) -> str:
     Returns which one it is, as a phrase for the plan, or "" for an architecture without such
     layers. ``reference`` puts transformers' own back. It holds for models built before, too.
     """
-    module = _modeling_module(architecture)
+    module = modeling_module(architecture)
     if module is None or not hasattr(module, "mamba_selective_scan"):
         return ""
     own = _TRANSFORMERS_OWN.setdefault(module.__name__, module.mamba_selective_scan)
@@ -347,7 +347,8 @@ def _join(blocks: tuple[Tensor, ...]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def _modeling_module(architecture: str) -> Any:
+def modeling_module(architecture: str) -> Any:
+    """The transformers module of a ``model_type``; None where there is none."""
     from transformers.models.auto.configuration_auto import model_type_to_module_name
 
     package = f"transformers.models.{model_type_to_module_name(architecture)}"
