@@ -2,12 +2,13 @@
 
     python -m benchmarks.faults [--faults 200] [--minutes 60] [--seed 0]
 
-A small run on two processes is started again after each fault until it is done, and then the next
-one with other random instants. Half of the faults wait for the middle of a save. Two thirds of the
-runs read steps whose loss is NaN, and skip them or go back. Each run has to end with the losses of
-the undisturbed one, each step in its records once, from the newest whole checkpoint at each start,
-and no older checkpoint changed. Writes results/<date>-<machine>/faults.json and .md. A disk is
-filled where a small one may be mounted: run it as root.
+A small run on two processes goes on after each fault, by itself or started again, until it is
+done, and then the next one with other random instants. Half of the faults wait for the middle of a
+save. Two thirds of the runs read steps whose loss is NaN, and skip them or go back. Each run has to
+end with the losses of the undisturbed one, each step in its records once, from the newest whole
+checkpoint at each start, and no older checkpoint changed. Writes
+results/<date>-<machine>/faults.json and .md. A disk is filled where a small one may be mounted: run
+it as root.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -47,6 +49,7 @@ WORDS = [
     "checkpoint.keep=4",
     "hardware=cpux2",
     "launcher.hang_floor_seconds=3",
+    "launcher.max_restarts=3",
 ]
 MODEL = [
     "model.config.hidden_size=64",
@@ -57,7 +60,7 @@ MODEL = [
 SKIPPING = "on_divergence.max_skipped_steps=10"
 GOING_BACK = ["on_divergence.max_skipped_steps=1", "on_divergence.max_rollbacks=10"]
 LONGEST_SECONDS = 180  # of a start without a fault
-LONGEST_WAIT = 8.0  # for an instant, from the first step on
+LONGEST_WAIT = 4.0  # for an instant, from the first step on
 
 
 class Kind(NamedTuple):
@@ -165,7 +168,7 @@ class Disturbed:
             process = self.harness.start(self.name, self.kind)
             while not list(place.glob("*-*")) and process.poll() is None:
                 time.sleep(0.02)
-            if not self.harness.is_over(end) and self.wait_for_instant(process):
+            while not self.harness.is_over(end) and self.wait_for_instant(process):
                 self.strike(process)
             code = ended(process)
             self.look_back()
@@ -178,7 +181,10 @@ class Disturbed:
     def wait_for_instant(self, process: "subprocess.Popen[bytes]") -> bool:
         """Wait for a random instant, or from there on for a save; False where the run ended."""
         first, chance = step_of(self.folder), self.harness.chance
+        last = time.monotonic() + LONGEST_SECONDS
         while process.poll() is None and step_of(self.folder) == first:
+            if time.monotonic() > last:
+                raise RuntimeError(f"{self.name} stands still at step {first}")
             time.sleep(0.02)
         end = time.monotonic() + chance.random() ** 2 * LONGEST_WAIT
         while process.poll() is None and time.monotonic() < end:
@@ -192,8 +198,9 @@ class Disturbed:
     def strike(self, process: "subprocess.Popen[bytes]") -> None:
         chance = self.harness.chance
         name = chance.choice([name for name in FAULTS if self.is_small or name != FULL])
+        self.look_back()
         steps = self.folder.checkpoint_steps()
-        self.files = {path: state_of(path) for path in self.files_of(steps)}
+        self.files = self.files_of(steps)
         whole = steps[:-1] if FAULTS[name] in DAMAGES else steps
         if self.kind.numbers != "gone back from":  # there the checkpoints after it are dropped
             self.promised = max(whole, default=0)
@@ -204,14 +211,21 @@ class Disturbed:
         self.harness.counts[name] += 1
         self.num_faults += 1
 
-    def files_of(self, steps: list[int]) -> list[Path]:
+    def files_of(self, steps: list[int]) -> dict[Path, tuple[int, ...]]:
         """The files of the checkpoints but the newest, which a fault may damage."""
-        return [path for step in steps[:-1] for path in self.folder.checkpoint(step).iterdir()]
+        found = {}
+        for path in (
+            path for step in steps[:-1] for path in self.folder.checkpoint(step).glob("*")
+        ):
+            with suppress(FileNotFoundError):  # it is just being thinned out
+                found[path] = state_of(path)
+        return found
 
     def look_back(self) -> None:
         """Compare what is there now with what was before the last fault."""
-        there = {path: state for path, state in self.files.items() if path.exists()}
-        self.touched += sum(state_of(path) != state for path, state in there.items())
+        for path, state in self.files.items():
+            with suppress(FileNotFoundError):
+                self.touched += state_of(path) != state
         self.files = {}
 
     def said(self) -> str:

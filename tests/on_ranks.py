@@ -66,6 +66,16 @@ def save_and_continue(task: dict[str, Any], ranks: Ranks) -> list[float]:
     return losses
 
 
+def leg(task: dict[str, Any], ranks: Ranks) -> list[float]:
+    """Some steps of a run that others may have begun, and a checkpoint for the next."""
+    run = starting.start(RunFolder(task["folder"]), ranks)
+    losses = [one_step(run) for _ in range(task["steps"])]
+    saving.save_checkpoint(run)
+    run.saver.settle()
+    run.engine.destroy()
+    return losses
+
+
 def skipped_step(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Two steps, a third that goes wrong on the last rank alone, a fourth; back, and it again.
 

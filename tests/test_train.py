@@ -195,6 +195,65 @@ def test_a_checkpoint_continues_to_the_bit_at_every_stage(bench: Bench, num_rank
         assert straight == resumed, name
 
 
+def test_every_family_and_accumulation_continue_to_the_bit(bench: Bench) -> None:
+    cases = [[f"model={model}", *sizes] for model, sizes in FAMILIES.items()]
+    cases += [[*SMALL, "train.micro_batch=1"], [*SMALL, "adapter=lora"]]
+    for number, words in enumerate(cases):
+        for do in ("curve", "save_and_continue"):
+            fixed = [*LENGTHS, "hardware=cpux1", "optimizer=adamw", "train.max_steps=4"]
+            bench.add(f"{do}{number}", do, *words, *fixed)
+    results = bench.run(1)
+    for straight, resumed, words in zip(results[::2], results[1::2], cases, strict=True):
+        assert straight == resumed, words
+
+
+LEGS = ((2, 2), (1, 3), (2, 3))  # ranks, steps
+
+
+def test_a_checkpoint_moves_from_two_ranks_to_one_and_back_at_every_stage(bench: Bench) -> None:
+    cases = [(optimizer, stage) for optimizer in ("adamw", "muon") for stage in range(4)]
+    found: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    for ranks, steps in LEGS:
+        bench.tasks = []
+        for optimizer, stage in cases:
+            words = [f"optimizer={optimizer}", f"zero.stage={stage}", *moving(ranks)]
+            bench.add(f"moved_{optimizer}{stage}", "leg", *words, steps=steps)
+        for case, losses in zip(cases, bench.run(ranks), strict=True):
+            found[case] += losses
+    bench.tasks = []
+    for optimizer in ("adamw", "muon"):
+        bench.add(f"still_{optimizer}", "curve", f"optimizer={optimizer}", *moving(2))
+    still = dict(zip(("adamw", "muon"), bench.run(2), strict=True))
+    for (optimizer, stage), losses in found.items():
+        assert losses == pytest.approx(still[optimizer], rel=1e-3), (optimizer, stage)
+
+
+def test_a_checkpoint_moves_from_stage_to_stage(bench: Bench) -> None:
+    """Also where a rank holds parts of matrices that the optimizer needs whole."""
+    places = [(1, 0), (2, 2), (2, 3), (1, 1), (2, 0)]
+    found: dict[str, list[float]] = {"adamw": [], "muon": []}
+    for number, (ranks, stage) in enumerate(places):
+        bench.tasks = []
+        for optimizer in found:
+            words = [f"optimizer={optimizer}", f"zero.stage={stage}", *moving(ranks)]
+            steps = 8 - number if number == len(places) - 1 else 1
+            bench.add(f"moved_{optimizer}", "leg", *words, steps=steps)
+        for optimizer, losses in zip(found, bench.run(ranks), strict=True):
+            found[optimizer] += losses
+    bench.tasks = []
+    for optimizer in found:
+        bench.add(f"still_{optimizer}", "curve", f"optimizer={optimizer}", *moving(2))
+    for optimizer, losses in zip(found, bench.run(2), strict=True):
+        assert found[optimizer] == pytest.approx(losses, rel=1e-3), optimizer
+
+
+def moving(ranks: int) -> list[str]:
+    """A run of eight steps in single precision, at stage 3 with nothing kept whole."""
+    whole = "+zero.extra.zero_optimization.stage3_param_persistence_threshold=0"
+    words = [f"hardware=cpux{ranks}", "train.precision=fp32", "train.max_steps=8", whole]
+    return [*SMALL, *words, "train.grad_clip=0"]
+
+
 def test_the_token_that_ends_documents_is_learned(bench: Bench) -> None:
     words = [
         *SMALL,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain.checkpoint.pieces import (
     MASTER,
+    MOMENTUM,
     Piece,
     by_flat,
     elementwise,
@@ -13,6 +14,7 @@ from llmtrain.checkpoint.pieces import (
     inner_state,
     pieces,
     scaler,
+    whole_matrices,
 )
 from llmtrain.errors import TrainingError
 from llmtrain.ranks import Ranks
@@ -57,10 +59,15 @@ def restore_flat(
 ) -> None:
     """Fill the pieces in the optimizer's tensor ``number``, and its state."""
     flat = owned[0].flat
-    state = inner_state(engine, flat)
-    restore_flat_state(state, flat, number, {piece.name for piece in owned}, saved, fragments)
+    state, names = inner_state(engine, flat), {piece.name for piece in owned}
+    restore_flat_state(state, flat, number, names, saved, fragments)
+    alike = {MASTER: flat, **elementwise(state, flat)}
+    whole = whole_matrices(engine, flat)
+    if whole and MOMENTUM in alike:
+        del alike[MOMENTUM]
+        state[MOMENTUM] = fragments.joined(MOMENTUM, whole).to(flat.device)
     for piece in owned:
-        for name, values in {MASTER: flat, **elementwise(state, flat)}.items():
+        for name, values in alike.items():
             fragments.fill(name, piece, piece.view(values))
 
 
@@ -79,7 +86,9 @@ def restore_flat_state(
     import torch
 
     for name in fragments.states_of(names) - {MASTER, *state}:
-        state[name] = torch.zeros_like(flat, dtype=fragments.dtype(name, names))
+        # Stages 1 and 2 make Muon's momentum in the gradient's dtype, the others in the master's.
+        dtype = flat.dtype if name == MOMENTUM else fragments.dtype(name, names)
+        state[name] = torch.zeros_like(flat, dtype=dtype)
     for name in fragments.states_of({f"#{number}"}):
         state[name] = fragments.block(name, number).to(flat.device)
     layout = saved["scalars"]
@@ -96,16 +105,17 @@ class Fragments:
 
         self.path = path
         self.own: Any = None
-        self.places: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
-        for file in sorted(path.glob("rank_*.safetensors")):
+        self.places: dict[tuple[str, str], dict[int, tuple[int, int, Any, str]]] = {}
+        files = sorted(path.glob("rank_*.safetensors"))
+        for file in files:
             reader = safe_open(file, framework="pt")
-            if file.stem == f"rank_{rank}":
+            if file.stem == f"rank_{rank}" or len(files) == 1:  # at stage 0 all own the same
                 self.own = reader
             for key in reader.keys():  # noqa: SIM118  (not a dict)
                 state, name, start = key.split("|")
                 numel = reader.get_slice(key).get_shape()[0]
                 place = (int(start), numel, reader, key)
-                self.places.setdefault((state, name), []).append(place)
+                self.places.setdefault((state, name), {})[int(start)] = place
 
     def states_of(self, names: set[str]) -> set[str]:
         """The states that are kept of these parameters, or of a whole tensor (``#<number>``)."""
@@ -114,21 +124,31 @@ class Fragments:
     def block(self, state: str, number: int) -> "Tensor":
         """A state that is kept whole: this rank's own, for it fits no other."""
         key = f"{state}|#{number}|0"
-        own = [place for place in self.places[state, f"#{number}"] if place[2] is self.own]
-        if not own:
+        if self.own is None or key not in self.own.keys():  # noqa: SIM118
             raise TrainingError(f"{self.path} has no {state} for this rank: use as many as before.")
-        return own[0][2].get_tensor(key)  # type: ignore[no-any-return]
+        return self.own.get_tensor(key)  # type: ignore[no-any-return]
 
     def dtype(self, state: str, names: set[str]) -> "torch.dtype":
         """The dtype in which a state of one of these parameters is kept."""
         places = next(self.places[state, name] for name in names if (state, name) in self.places)
-        return places[0][2].get_slice(places[0][3])[:0].dtype  # type: ignore[no-any-return]
+        _, _, reader, key = next(iter(places.values()))
+        return reader.get_slice(key)[:0].dtype  # type: ignore[no-any-return]
+
+    def joined(self, state: str, whole: list[Piece]) -> "Tensor":
+        """A state of whole parameters, one behind the other."""
+        import torch
+
+        dtype = self.dtype(state, {piece.name for piece in whole})
+        values = torch.zeros(sum(piece.numel for piece in whole), dtype=dtype)
+        for piece in whole:
+            self.fill(state, piece, piece.view(values))
+        return values
 
     def fill(self, state: str, piece: Piece, target: "Tensor") -> None:
         """Copy into ``target`` whatever overlaps ``piece``. Raises TrainingError for a gap."""
         missing = piece.numel
         stop = piece.start + piece.numel
-        for start, numel, reader, key in self.places.get((state, piece.name), []):
+        for start, numel, reader, key in self.places.get((state, piece.name), {}).values():
             low, high = max(start, piece.start), min(start + numel, stop)
             if low < high:
                 values = reader.get_slice(key)[low - start : high - start]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MASTER = "master"
+MOMENTUM = "momentum_buffer"  # Muon's
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -81,6 +82,26 @@ def partitioned_pieces(engine: "DeepSpeedEngine", names: dict[int, str]) -> Iter
             if owned > 0:
                 flat = optimizer.fp32_partitioned_groups_flat[index]
                 yield Piece(names[id(param)], start, owned, flat, flat_start)
+
+
+def whole_matrices(engine: "DeepSpeedEngine", flat: "Tensor") -> list[Piece]:
+    """Where in Muon's momentum its matrices lie, each whole, at stages 1 and 2 on the device.
+
+    A rank keeps there the momentum of every matrix that it owns a part of; elsewhere, and for
+    other optimizers, it is laid out like ``flat`` and nothing is given.
+    """
+    optimizer = engine.optimizer
+    if not hasattr(optimizer, "params_in_partition") or optimizer.cpu_offload:
+        return []
+    flats = optimizer.single_partition_of_fp32_groups
+    group = next(index for index, tensor in enumerate(flats) if tensor is flat)
+    names = {id(param): name for name, param in engine.module.model.named_parameters()}
+    found, start = [], 0
+    for param in optimizer.params_in_partition[group]:
+        if getattr(param, "use_muon", False):
+            found.append(Piece(names[id(param)], 0, param.numel(), flat, start))
+            start += param.numel()
+    return found
 
 
 def by_flat(owned: list[Piece]) -> list[tuple["Tensor", list[Piece]]]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain.checkpoint.pieces import (
     MASTER,
+    MOMENTUM,
     SCALER_FIELDS,
     Piece,
     block_states,
@@ -16,6 +17,7 @@ from llmtrain.checkpoint.pieces import (
     scalars,
     scaler,
     swapped_index,
+    whole_matrices,
 )
 from llmtrain.ranks import Ranks
 
@@ -65,7 +67,11 @@ def owned_tensors(engine: "DeepSpeedEngine", copy: bool) -> dict[str, "Tensor"]:
         with in_memory(engine, flat):
             state = {MASTER: flat, **inner_state(engine, flat)}
             is_lent = swapped_index(engine, flat) is not None  # goes back to its disk
-            tensors |= on_host(number, owned, state, copy=copy or is_lent)
+            copies = copy or is_lent
+            whole = whole_matrices(engine, flat)
+            if whole and MOMENTUM in state:
+                tensors |= named(MOMENTUM, whole, state.pop(MOMENTUM), copies)
+            tensors |= on_host(number, owned, state, copies)
     if engine.device.type == "cuda":
         torch.cuda.synchronize()
     return tensors
@@ -75,13 +81,21 @@ def on_host(
     number: int, owned: list[Piece], state: dict[str, Any], copy: bool
 ) -> dict[str, "Tensor"]:
     """On the host the pieces in the optimizer's tensor ``number``, and its state."""
-    flat, tensors = owned[0].flat, {}
-    for piece in owned:
-        for name, values in elementwise(state, flat).items():
-            tensors[f"{name}|{piece.name}|{piece.start}"] = host_copy(piece.view(values), copy)
+    flat: Tensor = owned[0].flat
+    tensors: dict[str, Tensor] = {}
+    for name, values in elementwise(state, flat).items():
+        tensors |= named(name, owned, values, copy)
     for name, value in block_states(state, flat).items():
         tensors[f"{name}|#{number}|0"] = host_copy(value, copy)
     return tensors
+
+
+def named(state: str, found: list[Piece], values: "Tensor", copy: bool) -> dict[str, "Tensor"]:
+    """On the host the pieces of one state."""
+    return {
+        f"{state}|{piece.name}|{piece.start}": host_copy(piece.view(values), copy)
+        for piece in found
+    }
 
 
 def host_copy(values: "Tensor", copy: bool) -> "Tensor":
