@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from launchers import blocks
 from llmtrain.branch import begin, name_of, parent_of
+from llmtrain.checkpoint import read_state
 from llmtrain.checkpoint.store import mirror_of, newest_good
 from llmtrain.compose import overrides
 from llmtrain.config import Offload, Precision, RunConfig
@@ -123,7 +124,8 @@ class Job:
         saved = self.saved_plan()
         if saved is not None and same_machine(saved, self.plan) and saved.asked == self.plan.asked:
             self.plan = saved
-        else:
+        self.check_layout()
+        if self.plan is not saved:
             write_json(self.folder.next_plan, self.plan.to_json())
         write_text(self.folder.overrides, shlex.join(overrides()) + "\n")
         sources = {"folder": self.manifest.folder, "teacher_targets": self.targets}
@@ -153,6 +155,19 @@ class Job:
         asked = self.config.checkpoint.mirror
         mirror = None if asked is None else mirror_of(asked, self.folder)
         newest_good(self.folder, mirror, print)
+
+    def check_layout(self) -> None:
+        """Raise ConfigError where a state that fits one layout alone would meet another one."""
+        if self.config.optimizer.moves or not self.newest_step():
+            return
+        saved = read_state(self.folder.checkpoint(self.newest_step()))
+        was = saved["zero_stage"], saved["world_size"] if saved["zero_stage"] else None
+        now = self.plan.zero_stage, self.plan.world_size if self.plan.zero_stage else None
+        if was != now:
+            key, before = "optimizer", f"on {saved['world_size']} ranks at stage {was[0]}"
+            reason = f"was saved {before}, and its blocks fit no other"
+            remedy = f"continue with so many ranks and zero.stage={was[0]}, or set resume=never"
+            raise ConfigError(key, self.config.optimizer.kind, reason, remedy)
 
     def newest_step(self) -> int:
         return max(self.folder.checkpoint_steps(), default=0)

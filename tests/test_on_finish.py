@@ -133,6 +133,24 @@ def test_the_machine_is_shut_down_after_the_ends_that_were_asked_for(
     assert after == codes
 
 
+def test_a_rented_machine_is_shut_down_too_where_the_data_cannot_be_prepared(
+    command: Command,
+) -> None:
+    broken = command.folder / "texts"
+    broken.mkdir()
+    (broken / "only.txt").write_text("too little")
+    off = command.folder / "off"
+    ended = command.run(
+        "data=text",
+        f"data.path={broken}",
+        "on_finish.shutdown=always",
+        "on_finish.delay_seconds=0",
+        f"on_finish.shutdown_command='touch {off}'",
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert off.exists()
+
+
 def test_a_shutdown_that_fails_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     OnFinish(Shutdown.always, 0.0, shutdown_command="false").shut_down()
     OnFinish(Shutdown.always, 0.0, shutdown_command="no_such_program").shut_down()

@@ -156,6 +156,30 @@ def test_ranks_that_cannot_save_are_left_at_the_end_of_the_grace_time_or_at_once
     assert RunFolder(command.only_run()).read_status()["state"] == "stopped"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_stop_before_there_are_ranks_is_one_too(command: Command, number: signal.Signals) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-c", STOPPED_EARLY, str(int(number)), *command.words("run")[3:]],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=command.folder,
+        env=command.environment,
+    )
+    assert ended(started) == (75, "Stopped before training began.\n")
+
+
+STOPPED_EARLY = """
+import os, sys, unittest.mock
+number = int(sys.argv.pop(1))
+from llmtrain import run
+from llmtrain.data import shards
+stop = lambda *_, **__: os.kill(os.getpid(), number)
+with unittest.mock.patch.object(shards, "prepare", stop):
+    sys.exit(run.main())
+"""
+
+
 def test_ranks_that_fail_twice_at_the_same_step_are_not_started_a_third_time() -> None:
     restarts = Restarts(5)
     assert restarts.is_worth_one(Reached(checkpoint=10, step=14))

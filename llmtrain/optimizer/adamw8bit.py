@@ -26,6 +26,7 @@ class AdamW8bit(Optimizer):
     stages: ClassVar[tuple[int, ...]] = (0, 1, 2)
     state_bytes: ClassVar[float] = 2.0
     state_follows_weights: ClassVar[bool] = False
+    moves: ClassVar[bool] = False  # 256 values share a scale, and other ranks hold other blocks
 
     def check(self, device: str, grad_clip: float) -> None:
         if device != "cuda":

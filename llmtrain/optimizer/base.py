@@ -23,7 +23,8 @@ class Optimizer(Part):
     ``offloads`` says whether its state may live in host memory; ``state_bytes`` is what it keeps
     for each parameter beside the fp32 master copy (``state_follows_weights``: half of that beside
     bf16 weights without one); ``whole_gradients`` that every rank has to see
-    the whole gradient of a matrix. ``train.grad_clip`` points at ``grad_clip``.
+    the whole gradient of a matrix; ``moves`` that its state can be cut anew for other ranks and
+    stages. ``train.grad_clip`` points at ``grad_clip``.
     """
 
     lr: float = learned("???", above=0)
@@ -35,6 +36,7 @@ class Optimizer(Part):
     state_bytes: ClassVar[float] = 8.0
     state_follows_weights: ClassVar[bool] = True
     whole_gradients: ClassVar[bool] = False
+    moves: ClassVar[bool] = True
 
     def check(self, device: str, grad_clip: float) -> None:
         """Raise ConfigError where this optimizer cannot work on ``device`` (cpu or cuda)."""
