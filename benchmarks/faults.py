@@ -1,6 +1,6 @@
 """Runs that are killed, halted, starved and damaged at random, beside those left in peace.
 
-    python -m benchmarks.faults [--faults 200] [--minutes 60] [--seed 0]
+    python -m benchmarks.faults [--faults 200] [--minutes 90] [--seed 0] [--kind stage2_good]
 
 A small run on two processes goes on after each fault, by itself or started again, until it is
 done, and then the next one with other random instants. Half of the faults wait for the middle of a
@@ -23,6 +23,8 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +37,6 @@ from llmtrain.hardware import cpu_name
 from llmtrain.metrics import read_records
 
 HERE = Path(__file__).parent
-NUM_STEPS = 600
 NUM_BAD = 3  # steps whose loss is NaN, in a run over data with such
 WORDS = [
     "data.tokenizer.vocab_size=512",
@@ -43,7 +44,6 @@ WORDS = [
     "train.global_batch=4",
     "train.log_every=1",
     "train.eval_every=1000",
-    f"train.max_steps={NUM_STEPS}",
     "optimizer=adamw",
     "checkpoint.every=10",
     "checkpoint.keep=4",
@@ -87,8 +87,6 @@ class Harness:
 
     options: argparse.Namespace
     chance: random.Random
-    model: Path
-    num_bad: int
     counts: Counter[str] = field(default_factory=Counter)
     in_saves: int = 0
     runs: list[dict[str, Any]] = field(default_factory=list)
@@ -107,8 +105,25 @@ class Harness:
             words += MODEL
         else:
             skips = [SKIPPING] if kind.numbers == "skipped" else GOING_BACK
-            words += ["model=pretrained", f"model.path={self.model}", *skips]
-        return start(self.options.work, self.place(name), *words)
+            words += ["model=pretrained", f"model.path={self.poisoned[0]}", *skips]
+        steps = f"train.max_steps={self.options.steps}"
+        return start(self.options.work, self.place(name), steps, *words)
+
+    @cached_property
+    def poisoned(self) -> tuple[Path, int]:
+        """A model that reads NaN in some steps of its data, and how many these are."""
+        work = self.options.work
+        assert ended(start(work, work / "seedling", *MODEL, "train.max_steps=1")) == DONE
+        model = work / "poisoned"
+        shutil.copytree(folder_in(work / "seedling").final, model)
+        words = ["model=pretrained", f"model.path={model}", "train.max_steps=1"]
+        assert ended(start(work, work / "sprout", *words)) == DONE
+        folder = folder_in(work / "sprout")
+        return model, poison(model, folder, self.options.steps, NUM_BAD)
+
+    def num_bad(self, kind: Kind) -> int:
+        """How many steps of a run of this kind go wrong."""
+        return 0 if kind.numbers == "good" else self.poisoned[1]
 
     def place(self, name: str) -> Path:
         return self.options.work / name
@@ -120,7 +135,7 @@ class Harness:
             assert ended(self.start(name, kind)) == DONE, f"see {name}.log"
             folder = folder_in(self.place(name))
             self.expected[kind] = records_of(folder)
-            assert folder.read_status()["skipped_steps"] == has_bad(kind) * self.num_bad
+            assert folder.read_status()["skipped_steps"] == self.num_bad(kind)
         return self.expected[kind]
 
     def disturb(self, name: str, kind: Kind, end: float) -> None:
@@ -130,15 +145,11 @@ class Harness:
             run = Disturbed(self, name, kind, is_small)
             run.to_its_end(end)
             is_same = records_of(run.folder) == expected
-        self.counts["a NaN in the loss"] += has_bad(kind) * self.num_bad
+        self.counts["a NaN in the loss"] += self.num_bad(kind)
         row = {"run": name, "stage": kind.stage, "steps_that_went_wrong": kind.numbers}
         row |= {"faults": run.num_faults, "starts": run.num_starts, "is_same": is_same}
         self.runs.append(row | {"went_too_far_back": run.too_far, "touched": run.touched})
         print(row, run.too_far, run.touched, flush=True)
-
-
-def has_bad(kind: Kind) -> bool:
-    return kind.numbers != "good"
 
 
 @dataclass
@@ -308,33 +319,27 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=600, help="of each run")
+    kinds = [kind.name for kind in KINDS]
+    parser.add_argument("--kind", choices=kinds, metavar="KIND", help="only this, say stage2_good")
     parser.add_argument("--work", type=Path, default=Path("outputs/faults"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     options.work = options.work.absolute() / time.strftime("%Y%m%d-%H%M%S")
     options.work.mkdir(parents=True)
     end = time.monotonic() + 60 * options.minutes
-    harness = Harness(options, random.Random(options.seed), *poisoned(options.work))
-    number = 0
-    while not harness.is_over(end):
-        harness.disturb(f"run{number}", KINDS[number % len(KINDS)], end)
-        number += 1
+    harness = Harness(options, random.Random(options.seed))
+    chosen = [kind for kind in KINDS if options.kind in (None, kind.name)]
+    for number, kind in enumerate(cycle(chosen)):
+        if harness.is_over(end):
+            break
+        harness.disturb(f"run{number}", kind, end)
         save(harness, options.out)
     return DONE if all(map(is_well, harness.runs)) else FAILED
 
 
 def is_well(run: dict[str, Any]) -> bool:
     return run["is_same"] and not run["went_too_far_back"] and not run["touched"]
-
-
-def poisoned(work: Path) -> tuple[Path, int]:
-    """A model that reads NaN in some steps of its data, and how many these are."""
-    assert ended(start(work, work / "seedling", *MODEL, "train.max_steps=1")) == DONE
-    model = work / "poisoned"
-    shutil.copytree(folder_in(work / "seedling").final, model)
-    words = ["model=pretrained", f"model.path={model}"]
-    assert ended(start(work, work / "sprout", *words, "train.max_steps=1")) == DONE
-    return model, poison(model, folder_in(work / "sprout"), NUM_STEPS, NUM_BAD)
 
 
 def save(harness: Harness, out: Path) -> None:

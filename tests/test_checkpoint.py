@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -19,7 +18,7 @@ from llmtrain.checkpoint.snapshot import Snapshot
 from llmtrain.folder import RunFolder
 from llmtrain.metrics import read_records
 from llmtrain.ranks import Ranks
-from tests.conftest import SMALL, Command, ranks_below, wait_until
+from tests.conftest import SMALL, Command
 
 QUICK = [*SMALL, "train.log_every=1", "train.eval_every=100", "hardware=cpux1"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
@@ -166,30 +165,6 @@ def test_written_behind_or_waited_for_it_is_the_same_checkpoint(command: Command
     assert entries_of(one, [2, 4, 6]) == entries_of(other, [2, 4, 6])
 
 
-def test_a_run_whose_newest_checkpoint_broke_ends_as_an_undisturbed_one(command: Command) -> None:
-    words = [*QUICK, "checkpoint.every=5", "train.max_steps=60"]
-    assert command.run(*words, "name=whole").returncode == 0
-    whole = RunFolder(command.only_run())
-    broken = RunFolder(whole.path.with_name(whole.path.name.replace("whole", "broken")))
-    started = command.start(*words, "name=broken")
-    wait_until(partial(has_saved, broken, 10))
-    os.kill(started.pid, signal.SIGKILL)
-    started.communicate(timeout=60)
-    wait_until(lambda: not ranks_below(command.folder), 10)
-    newest = broken.checkpoint_steps()[-1]
-    flip(broken.checkpoint(newest) / "rank_0.safetensors", 5000)
-    ended = command.run(*words, "name=broken")
-    assert ended.returncode == 0, ended.stderr
-    assert f"The checkpoint of step {newest} is broken" in ended.stdout
-    assert f"Continuing from step {newest - 5}." in ended.stdout
-    assert losses(broken) == losses(whole)
-
-
-def has_saved(folder: RunFolder, least: int) -> bool:
-    """Whether a run has a checkpoint of at least some step."""
-    return max(folder.checkpoint_steps(), default=0) >= least
-
-
 def losses(folder: RunFolder) -> list[tuple[int, float]]:
     records = read_records(folder.metrics)
     return [(record["step"], record["loss"]) for record in records if "loss" in record]
@@ -228,25 +203,3 @@ def test_a_branch_that_cannot_begin_is_refused(command: Command) -> None:
     wider = command.run(*words, "model.config.hidden_size=128", f"resume={folder}")
     assert wider.returncode == 2
     assert "parameters, and this run" in wider.stderr
-
-
-def test_a_run_moves_between_ranks_and_stages_on_its_way(command: Command) -> None:
-    words = [*QUICK[:-1], "optimizer=adamw", "train.precision=fp32"]
-    words += ["checkpoint.every=5", "train.max_steps=150"]
-    assert command.run(*words, "hardware=cpux2", "zero.stage=1", "name=whole").returncode == 0
-    whole = RunFolder(command.only_run())
-    moved = RunFolder(whole.path.with_name(whole.path.name.replace("whole", "moved")))
-    for ranks, stage in ((2, 3), (1, 0), (2, 2)):
-        least = max(moved.checkpoint_steps(), default=0) + 5
-        started = command.start(
-            *words, f"hardware=cpux{ranks}", f"zero.stage={stage}", "name=moved"
-        )
-        wait_until(partial(has_saved, moved, least))
-        started.send_signal(signal.SIGTERM)
-        started.communicate(timeout=60)
-        assert started.returncode == 75
-    assert command.run(*words, "hardware=cpux1", "zero.stage=2", "name=moved").returncode == 0
-    assert [step for step, _ in losses(moved)] == [step for step, _ in losses(whole)]
-    assert [loss for _, loss in losses(moved)] == pytest.approx(
-        [loss for _, loss in losses(whole)], rel=1e-3
-    )
