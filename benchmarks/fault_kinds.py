@@ -16,7 +16,7 @@ from llmtrain.folder import RunFolder
 
 FULL = "fill the disk for some seconds"
 LONGEST_FULL = 6.0
-DISK = "64m"
+DISK = "192m"
 
 
 def ranks_of(parent: psutil.Process) -> list[psutil.Process]:

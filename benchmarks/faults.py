@@ -148,8 +148,9 @@ class Harness:
         self.counts["a NaN in the loss"] += self.num_bad(kind)
         row = {"run": name, "stage": kind.stage, "steps_that_went_wrong": kind.numbers}
         row |= {"faults": run.num_faults, "starts": run.num_starts, "is_same": is_same}
-        self.runs.append(row | {"went_too_far_back": run.too_far, "touched": run.touched})
-        print(row, run.too_far, run.touched, flush=True)
+        row |= {"went_too_far_back": run.too_far, "touched": run.touched}
+        self.runs.append(row | {"tracebacks": run.tracebacks, "died_of_full_disk": run.died})
+        print(self.runs[-1], flush=True)
 
 
 @dataclass
@@ -163,6 +164,8 @@ class Disturbed:
     num_faults: int = 0
     num_starts: int = 0
     too_far: int = 0  # starts that did not continue from the newest whole checkpoint
+    died: int = 0  # of a full disk
+    tracebacks: int = 0  # that a user was shown
     touched: int = 0  # files of older checkpoints that were changed
     files: dict[Path, tuple[int, ...]] = field(default_factory=dict)
     promised: int = 0  # the step that the next start may not go behind
@@ -184,6 +187,7 @@ class Disturbed:
             code = ended(process)
             self.look_back()
             self.too_far += resumed_from(self.said()[said_before:]) < promised
+            self.tracebacks = self.said().count("Traceback")
             if self.folder.read_status().get("state") == "done":
                 return
             if self.num_starts > 60:
@@ -215,12 +219,16 @@ class Disturbed:
         whole = steps[:-1] if FAULTS[name] in DAMAGES else steps
         if self.kind.numbers != "gone back from":  # there the checkpoints after it are dropped
             self.promised = max(whole, default=0)
+        num_restarts = self.folder.read_status().get("restarts", 0)
         try:
             FAULTS[name](psutil.Process(process.pid), self.folder, chance)
         except (psutil.Error, IndexError):
             return  # it had just ended
         self.harness.counts[name] += 1
         self.num_faults += 1
+        if name == FULL:
+            self.died += process.poll() not in (None, DONE)
+            self.died += self.folder.read_status().get("restarts", 0) - num_restarts
 
     def files_of(self, steps: list[int]) -> dict[Path, tuple[int, ...]]:
         """The files of the checkpoints but the newest, which a fault may damage."""
@@ -289,7 +297,7 @@ def records_of(folder: RunFolder) -> list[Any]:
 
 def page(harness: Harness, what: str) -> str:
     columns = ["run", "stage", "steps_that_went_wrong", "faults", "starts", "is_same"]
-    columns += ["went_too_far_back", "touched"]
+    columns += ["went_too_far_back", "touched", "tracebacks", "died_of_full_disk"]
     num_faults = harness.num_faults
     lines = [
         "# Faults",
@@ -298,7 +306,8 @@ def page(harness: Harness, what: str) -> str:
         f"{num_faults} faults, {harness.in_saves} of them in the middle of a save. A run "
         "is the same if step, loss, learning rate, gradient norm and held-out loss of each of its "
         "records are those of a run that was left in peace, bit for bit. It went too far back if a "
-        "start did not continue from the newest whole checkpoint; touched are files of older "
+        "start of the command did not continue from the newest whole checkpoint (which is not "
+        "known, and 0 written, where steps are gone back from); touched are files of older "
         "checkpoints that were changed. NaNs are counted once a run, however often it met them.",
         "",
         "| fault | times |",
@@ -339,7 +348,8 @@ def main() -> int:
 
 
 def is_well(run: dict[str, Any]) -> bool:
-    return run["is_same"] and not run["went_too_far_back"] and not run["touched"]
+    bad = ("went_too_far_back", "touched", "tracebacks", "died_of_full_disk")
+    return run["is_same"] and not any(run[name] for name in bad)
 
 
 def save(harness: Harness, out: Path) -> None:

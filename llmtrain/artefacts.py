@@ -1,10 +1,13 @@
 """A trained model as a Hugging Face folder that opens without any code of ours."""
 
+import errno
+import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,15 +53,31 @@ def save_model(
     weights = gather_trainable(model, is_first) if is_adapter else gather_weights(model, is_first)
     if not is_first:
         return
+    with partial_folder(path) as temporary:
+        model.save_pretrained(temporary, state_dict=weights)
+        if is_adapter:
+            check_adapter(temporary)
+        copy_tokenizer(manifest, temporary)
+        write_text(temporary / "README.md", text)
+        publish(temporary, path)
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill beside a path; nothing of it is left where that fails."""
+    from safetensors import SafetensorError
+
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    model.save_pretrained(temporary, state_dict=weights)
-    if is_adapter:
-        check_adapter(temporary)
-    copy_tokenizer(manifest, temporary)
-    write_text(temporary / "README.md", text)
-    publish(temporary, path)
+    try:
+        yield temporary
+    except SafetensorError as error:  # it says so in words alone
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def copy_tokenizer(manifest: "Manifest", path: Path) -> None:

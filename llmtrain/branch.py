@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmtrain.checkpoint import read_state
 from llmtrain.checkpoint.store import copy, fault_of
 from llmtrain.config import RunConfig
 from llmtrain.errors import ConfigError
@@ -39,25 +40,50 @@ def parent_of(config: RunConfig, plan: Plan) -> Parent | None:
     if config.resume in WAYS:
         return None
     own = RunFolder(Path(config.output_root) / plan.name)
+    before = begun(own, config.resume)
+    if before is not None:
+        return before
     is_step = config.resume.isdecimal()
     parent = at_step(own, int(config.resume)) if is_step else at_path(config.resume)
     refuse_other_model(parent, plan)
     return parent
 
 
+def begun(own: RunFolder, resume: str) -> Parent | None:
+    """The parent of a branch that this command began before, whatever became of that one since."""
+    path = Path(resume).expanduser()
+    if not resume.isdecimal() and not RunFolder(path).exists():
+        return None
+    pattern = resume if resume.isdecimal() else f"{origin_of(RunFolder(path))}_*"
+    for branch in sorted(own.path.parent.glob(f"{own.path.name}-from_{pattern}")):
+        if RunFolder(branch).exists():
+            found = json.loads(RunFolder(branch).parent.read_text())
+            return Parent(RunFolder(found["run"]), found["step"])
+    return None
+
+
 def at_path(resume: str) -> Parent:
     """A run folder, at its newest checkpoint, or a checkpoint."""
     path = Path(resume).expanduser().absolute()
     if (path / "state.json").is_file():
-        return Parent(RunFolder(path.parent.parent), int(path.name.removeprefix("step_")))
+        return of_run(RunFolder(path.parent.parent), int(read_state(path)["step"]), resume, path)
     steps = RunFolder(path).checkpoint_steps()
     if steps:
-        return Parent(RunFolder(path), steps[-1])
+        return of_run(RunFolder(path), steps[-1], resume)
     if (path / "config.json").is_file():
         remedy = f"to start from its weights: model=pretrained model.path={resume}"
         raise ConfigError("resume", resume, "is a model without training state", remedy)
     remedy = "give auto, never, a step of this run, a run folder or a checkpoint"
     raise ConfigError("resume", resume, "holds no checkpoint", remedy)
+
+
+def of_run(folder: RunFolder, step: int, resume: str, path: Path | None = None) -> Parent:
+    """Raises ConfigError for a checkpoint that lies in no run's folder."""
+    parent = Parent(folder, step)
+    if not folder.plan.exists() or path not in (None, parent.checkpoint):
+        reason, remedy = "lies in no run's folder", "give outputs/<run>/checkpoints/step_<n>"
+        raise ConfigError("resume", resume, reason, remedy)
+    return parent
 
 
 def at_step(folder: RunFolder, step: int) -> Parent:
@@ -73,8 +99,12 @@ def name_of(plan: Plan, config: RunConfig, parent: Parent) -> str:
     """The branch's folder: that of the run, with where it comes from."""
     if config.resume.isdecimal():
         return f"{plan.name}-from_{parent.step}"
-    origin = hashlib.sha256(str(parent.folder.path.absolute()).encode()).hexdigest()[:6]
-    return f"{plan.name}-from_{origin}_{parent.step}"
+    return f"{plan.name}-from_{origin_of(parent.folder)}_{parent.step}"
+
+
+def origin_of(folder: RunFolder) -> str:
+    """What tells a run of another place in a branch's name."""
+    return hashlib.sha256(str(folder.path.absolute()).encode()).hexdigest()[:6]
 
 
 def begin(folder: RunFolder, parent: Parent) -> None:

@@ -1,6 +1,7 @@
 """What a user sees of a run: a live bar while it trains, and the closing summary."""
 
 import shlex
+import shutil
 import time
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from llmtrain.folder import RunFolder
 from llmtrain.metrics import read_records
 from llmtrain.plan import Plan
 
+LEAST_FREE_BYTES = 2**16  # with less a disk is full
 LEAST_XZ_BYTES = 10_000  # of a shorter text most is xz's own header
 
 
@@ -29,6 +31,7 @@ class Progress:
         self.num_rollbacks = 0
         self.latest: dict[str, Any] = {}
         self.warning: str | None = None
+        self.was_full = False
         self.bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -59,6 +62,7 @@ class Progress:
             self.latest |= record
             if not self.console.is_terminal or "rollback" in record:
                 self.console.print(line_of(record, self.plan), soft_wrap=True)
+        self.warn_of_full_disk()
         status = self.folder.read_status()
         if (warning := status.get("warning")) not in (None, self.warning):
             self.console.print(f"warning: {warning}", soft_wrap=True, markup=False)
@@ -71,6 +75,18 @@ class Progress:
             description=description,
             figures=figures(self.latest, self.plan),
         )
+
+    def warn_of_full_disk(self) -> None:
+        """Say it here: there is no room for anybody else to."""
+        is_full = shutil.disk_usage(self.folder.path).free < LEAST_FREE_BYTES
+        if is_full and not self.was_full:
+            self.console.print(
+                f"warning: the disk of {self.folder.path} is full; records wait, and no checkpoint "
+                "can be saved until there is room.",
+                soft_wrap=True,
+                markup=False,
+            )
+        self.was_full = is_full
 
     def new_records(self) -> list[dict[str, Any]]:
         """The records since the last look; a resume or rollback may have made the file shorter."""

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, is_disk_full
 
 T = TypeVar("T")
 
@@ -159,7 +159,11 @@ class RunFolder:
             "restarts": before.get("restarts", 0),
             "skipped_steps": before.get("skipped_steps", 0),
         }
-        write_json(self.status, status | more)
+        try:
+            write_json(self.status, status | more)
+        except OSError as error:  # whoever trains goes on without having said so
+            if not is_disk_full(error):
+                raise
 
     def is_locked(self) -> bool:
         """Whether a process holds the folder now. Nothing is written, and no start is disturbed."""

@@ -70,9 +70,9 @@ class Job:
                 return self.result()
             if self.parent is not None and not self.folder.exists():
                 begin(self.folder, self.parent)
+            self.verify()
+            self.fill_folder()
             with afterwards.follow(self.config.on_finish, self.folder.path):
-                self.verify()
-                self.fill_folder()
                 self.launch()
                 return self.result()
 

@@ -3,26 +3,33 @@
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.errors import TrainingError, is_disk_full
-from llmtrain.folder import RunFolder, finite, write_text
+from llmtrain.folder import RunFolder, finite
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+SECONDS_BETWEEN_TRIES = 10.0  # to draw again on a disk that was full
+
+
 class Lines:
     """Appends rows to a file of JSON lines; those that a full disk refuses wait until it has room.
 
-    On resume, rows after ``step`` are cut off, so that every step stands in the file once.
+    The file holds whole rows only. On resume, rows after ``step`` are cut off, so that every step
+    stands in it once.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         cut_back(path, step)
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed in close)
+        self.synced_bytes = path.stat().st_size
+        self.unsynced = b""
         self.waiting = b""
 
     def add(self, row: dict[str, Any]) -> None:
@@ -31,19 +38,39 @@ class Lines:
 
     def write(self) -> bool:
         """Write what waits; whether nothing waits any more."""
+        end, rest = self.synced_bytes + len(self.unsynced), self.waiting
         try:
-            while self.waiting:
-                self.waiting = self.waiting[self.file.write(self.waiting) :]
+            while rest:
+                rest = rest[self.file.write(rest) :]
         except OSError as error:
             if not is_disk_full(error):
                 raise
-        return not self.waiting
+            self.file.truncate(end)
+            return False
+        self.unsynced, self.waiting = self.unsynced + self.waiting, b""
+        return True
 
     def sync(self) -> bool:
         """Whether all that was added is on the disk now."""
-        if self.write():
+        if not self.write():
+            return False
+        try:
             os.fsync(self.file.fileno())
-        return not self.waiting
+        except OSError as error:  # some disks say only now that they are full
+            if not is_disk_full(error):
+                raise
+            self.file.truncate(self.synced_bytes)
+            self.unsynced, self.waiting = b"", self.unsynced
+            return False
+        self.synced_bytes, self.unsynced = self.synced_bytes + len(self.unsynced), b""
+        return True
+
+    def cut_back(self, step: int) -> None:
+        """Forget what is of later steps."""
+        cut_back(Path(self.file.name), step)
+        rows = self.waiting.splitlines(keepends=True)
+        self.synced_bytes, self.unsynced = Path(self.file.name).stat().st_size, b""
+        self.waiting = b"".join(row for row in rows if json.loads(row)["step"] <= step)
 
     def close(self) -> None:
         """Raises TrainingError where rows would be lost."""
@@ -61,24 +88,38 @@ class Board:
         self.drawn_step = step  # up to here all is on the disk
         self.writer = writer_of(folder, step)
         self.is_broken = False
+        self.broke_at = 0.0
 
     def draw(self, draw: Callable[["SummaryWriter"], None]) -> None:
+        """Draw something that is no record; where the disk is full it is left out."""
+        if self.is_broken:
+            return
         try:
-            if self.is_broken:
-                self.begin_again()
             draw(self.writer)
         except OSError as error:  # perhaps of an earlier call: a thread writes
-            if not is_disk_full(error):
-                raise
-            self.is_broken = True
+            self.give_up(error)
+
+    def draw_record(self, values: dict[str, Any]) -> None:
+        if not self.is_broken:
+            self.draw(lambda writer: draw_numbers(writer, values))
+        elif time.monotonic() - self.broke_at > SECONDS_BETWEEN_TRIES:
+            self.begin_again()
 
     def begin_again(self) -> None:
         """A new file that replaces the curves from the last step that is surely drawn."""
-        self.writer = writer_of(self.folder, self.drawn_step)
-        for record in read_records(self.folder.metrics):
-            if record["step"] > self.drawn_step:
-                draw_numbers(self.writer, record)
-        self.is_broken = False
+        try:
+            self.writer = writer_of(self.folder, self.drawn_step)
+            for record in read_records(self.folder.metrics):
+                if record["step"] > self.drawn_step:
+                    draw_numbers(self.writer, record)
+            self.is_broken = False
+        except OSError as error:
+            self.give_up(error)
+
+    def give_up(self, error: OSError) -> None:
+        if not is_disk_full(error):
+            raise error
+        self.is_broken, self.broke_at = True, time.monotonic()
 
     def sync(self, step: int) -> None:
         self.draw(lambda writer: writer.flush())
@@ -86,6 +127,8 @@ class Board:
             self.drawn_step = step
 
     def close(self) -> None:
+        if self.is_broken:
+            self.begin_again()
         self.draw(lambda writer: writer.close())
 
 
@@ -107,6 +150,7 @@ class Metrics:
     """Appends records to metrics.jsonl and draws the same in TensorBoard."""
 
     def __init__(self, folder: RunFolder, step: int) -> None:
+        self.folder = folder
         self.records = Lines(folder.metrics, step)
         self.samples = Lines(folder.samples, step if step else -1)
         self.board = Board(folder, step)
@@ -114,7 +158,7 @@ class Metrics:
     def record(self, values: dict[str, Any]) -> None:
         """One record; ``values`` has a ``step`` and numbers by name. A NaN is written as null."""
         self.records.add({name: finite(value) for name, value in values.items()})
-        self.board.draw(lambda writer: draw_numbers(writer, values))
+        self.board.draw_record(values)
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """A text that the model wrote at a step."""
@@ -147,6 +191,13 @@ class Metrics:
         self.board.sync(step)
         return self.records.sync() and self.samples.sync()
 
+    def cut_back(self, step: int) -> None:
+        """Go on after an earlier step, as if what followed had never been."""
+        self.records.cut_back(step)
+        self.samples.cut_back(step)
+        self.board.close()
+        self.board = Board(self.folder, step)
+
     def close(self) -> None:
         self.records.close()
         self.samples.close()
@@ -158,7 +209,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):  # a text may have other line ends
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -167,9 +218,23 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Keep the records up to ``step``."""
-    records = read_records(path)
-    kept = [record for record in records if record["step"] <= step]
-    if path.exists():
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in kept]
-        write_text(path, "".join(lines))
+    """Cut off the rows from the first that is of a step after ``step``, or that is torn.
+
+    It is done in place, which a full disk allows.
+    """
+    if not path.exists():
+        return
+    end = 0
+    with open(path, "rb+") as file:
+        for line in file:
+            if not is_row_up_to(line, step):
+                break
+            end += len(line)
+        file.truncate(end)
+
+
+def is_row_up_to(line: bytes, step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
+    except ValueError:
+        return False

@@ -81,14 +81,17 @@ class Afterwards:
     def __init__(self) -> None:
         self.latest: OnFinish | None = None
 
-    def begin(self, on_finish: OnFinish) -> None:
-        """From now on an end is one of a run, also where its data cannot be prepared."""
-        self.latest = on_finish
+    @contextmanager
+    def preparing(self, on_finish: OnFinish) -> Iterator[None]:
+        """Around what may take hours before training: a failure of it is an end of a run."""
+        before, self.latest = self.latest, on_finish
+        yield
+        self.latest = before
 
     @contextmanager
     def follow(self, on_finish: OnFinish, run: Path) -> Iterator[None]:
         """Around the training of a run: its command is run however it ends."""
-        state = "failed"
+        self.latest, state = on_finish, "failed"
         try:
             yield
             state = "done"

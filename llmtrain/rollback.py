@@ -7,7 +7,6 @@ from typing import NoReturn
 from llmtrain import checkpoint
 from llmtrain.errors import TrainingError
 from llmtrain.folder import write_json
-from llmtrain.metrics import Metrics
 from llmtrain.rank_run import Run, Sums
 from llmtrain.stability import Diverging, Rollback, Stability
 
@@ -52,8 +51,7 @@ def rewrite_records(run: Run) -> None:
     """
     if run.metrics is None:
         return
-    run.metrics.close()
-    run.metrics = Metrics(run.folder, run.step)
+    run.metrics.cut_back(run.step)
     for rollback in run.stability.rollbacks:
         if rollback.to_step >= run.step:
             values = asdict(rollback)

@@ -52,8 +52,8 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
     config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
     if config.launcher.starts_ranks:
         check_here(config, estimated.offload_optimizer, estimated.offload_params)
-        afterwards.begin(config.on_finish)
-    manifest = prepare(config.data, config.cache, config.tokenizer_path)
+    with afterwards.preparing(config.on_finish):
+        manifest = prepare(config.data, config.cache, config.tokenizer_path)
     for model in (config.model, config.teacher):
         if model is not None:
             model.check_weights()
@@ -63,7 +63,9 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
     if not config.launcher.starts_ranks:
         rehearse(config, plan, manifest)
         return None
-    job = Job(config, plan, manifest, prepare_targets(config, plan, manifest))
+    with afterwards.preparing(config.on_finish):
+        targets = prepare_targets(config, plan, manifest)
+    job = Job(config, plan, manifest, targets)
     return job.train(afterwards)
 
 

@@ -59,7 +59,7 @@ def keep_best(run: Run, loss: float) -> None:
 def problems(run: Run) -> dict[str, str]:
     """What status.json has to say of the last checkpoint, if it was not written."""
     what = run.saver.problem
-    return {} if what is None else {"warning": f"The last checkpoint was not written: {what}."}
+    return {} if what is None else {"warning": f"Saving a checkpoint failed: {what}."}
 
 
 def save_folder(run: Run, path: Path, loss: float) -> None:
@@ -83,9 +83,5 @@ def report(
     """Refresh status.json from the first rank, at most once in ``every`` seconds."""
     global _last_report
     if ranks.is_first and time.time() - _last_report >= every:
-        try:
-            folder.write_status(state, step, **more)
-        except OSError as error:
-            if state != "running" or not is_disk_full(error):
-                raise
+        folder.write_status(state, step, **more)
         _last_report = time.time()

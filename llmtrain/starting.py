@@ -34,7 +34,8 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     newest = max(folder.checkpoint_steps(), default=0)
     report(folder, ranks, "running", newest, phase="starting ranks")
     if ranks.is_first:
-        remove_leftovers(folder.checkpoints)
+        for place in checkpoint_places(config, folder):
+            remove_leftovers(place)
     device = start_ranks(plan, ranks)
     import torch
     import torch.distributed as dist
@@ -67,10 +68,16 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     return run
 
 
+def checkpoint_places(config: RunConfig, folder: RunFolder) -> list[Path]:
+    """Where a run's checkpoints lie: in its folder, and at the mirror."""
+    asked = config.checkpoint.mirror
+    return [folder.checkpoints, *([] if asked is None else [mirror_of(asked, folder)])]
+
+
 def saver_of(run: Run) -> checkpoint.Saver:
     """What writes this run's checkpoints."""
     asked, versions = run.config.checkpoint, {name: version(name) for name in PACKAGES}
-    mirror = None if asked.mirror is None else mirror_of(asked.mirror, run.folder)
+    mirror = next(iter(checkpoint_places(run.config, run.folder)[1:]), None)
     return checkpoint.Saver(
         run.folder,
         run.ranks,

@@ -24,6 +24,7 @@ from llmtrain.errors import (
 )
 from llmtrain.evaluation import evaluate, take_sample
 from llmtrain.folder import RunFolder, write_json, write_text
+from llmtrain.metrics import Metrics
 from llmtrain.rank_run import Run
 from llmtrain.ranks import Ranks, die_with_parent, leave, show_stacks
 from llmtrain.records import hyperparameters, log_step, summarise
@@ -50,8 +51,10 @@ def main(path: str) -> NoReturn:
     try:
         train(folder, ranks)
     except BaseException as error:  # whatever it is, the process that watches us has to know
-        note_failure(folder, ranks, error)
-        os._exit(FAILED)  # a peer may be stuck in a collective: do not wait for it in atexit
+        try:
+            note_failure(folder, ranks, error)
+        finally:
+            os._exit(FAILED)  # a peer may be stuck in a collective: do not wait for it in atexit
     leave()
 
 
@@ -117,7 +120,8 @@ def train_to_end(run: Run) -> None:
         run.heartbeat.stepped(run.step)
         if run.any(run.is_stopping):  # all leave after the same step
             run.heartbeat.rest()
-            save_checkpoint(run)
+            if not run.stability.is_suspicious(run.config.on_divergence):
+                save_checkpoint(run)
             run.saver.settle()
             finish(run, "stopped")
             return
@@ -187,14 +191,24 @@ def close(run: Run) -> None:
     finish(run, "done")
 
 
+def close_records(metrics: Metrics, state: str) -> None:
+    """Where a stopped run's last records find no room, it repeats their steps when it continues."""
+    try:
+        metrics.close()
+    except TrainingError:
+        if state != "stopped":
+            raise
+
+
 def finish(run: Run, state: str) -> None:
     """Leave the process group and say how the run ended."""
     import torch.distributed as dist
 
     if run.metrics is not None:
-        run.metrics.close()
+        close_records(run.metrics, state)
     dist.barrier(group=run.control)
-    report(run.folder, run.ranks, state, run.step, **run.stability.status())
+    more: dict[str, Any] = {**run.stability.status(), **problems(run)}
+    report(run.folder, run.ranks, state, run.step, **more)
     dist.destroy_process_group()
 
 

@@ -125,7 +125,6 @@ def test_the_machine_is_shut_down_after_the_ends_that_were_asked_for(
         afterwards = Afterwards()
         afterwards.shut_down(code)
         assert not off.exists(), "no run was trained"
-        afterwards.begin(asked)
         with afterwards.follow(asked, tmp_path):
             pass
         afterwards.shut_down(code)

@@ -91,10 +91,18 @@ def restore_flat_state(
         state[name] = torch.zeros_like(flat, dtype=dtype)
     for name in fragments.states_of({f"#{number}"}):
         state[name] = fragments.block(name, number).to(flat.device)
-    layout = saved["scalars"]
-    for name, scalar in layout[min(number, len(layout) - 1)].items():
+    for name, scalar in scalars_of(saved["scalars"], number, names).items():
         value = scalar["value"]
         state[name] = torch.tensor(value, device=flat.device) if scalar["is_tensor"] else value
+
+
+def scalars_of(kept: list[dict[str, Any]], number: int, names: set[str]) -> dict[str, Any]:
+    """The single numbers of the tensor in which these parameters lie."""
+    if "names" not in kept[0]:  # as versions before kept them: by the number of the tensor
+        return kept[min(number, len(kept) - 1)]
+    found = (each["values"] for each in kept if not names.isdisjoint(each["names"]))
+    values: dict[str, Any] = next(found, {})
+    return values
 
 
 class Fragments:

@@ -104,6 +104,34 @@ def whole_matrices(engine: "DeepSpeedEngine", flat: "Tensor") -> list[Piece]:
     return found
 
 
+def named_scalars(engine: "DeepSpeedEngine") -> list[dict[str, Any]]:
+    """The single numbers of each of the optimizer's tensors, with the parameters they are of.
+
+    These are all of its group: one rank writes for all, and owns a part of each group alone.
+    """
+    found = []
+    for flat, owned in by_flat(pieces(engine)):
+        values = scalars(inner_state(engine, flat))
+        found.append({"names": names_in(engine, flat, owned), "values": values})
+    return found
+
+
+def names_in(engine: "DeepSpeedEngine", flat: "Tensor", owned: list[Piece]) -> list[str]:
+    """The parameters of which any rank has a part in a tensor like this one."""
+    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage == 0:
+        return [piece.name for piece in owned]
+    names = {id(param): name for name, param in engine.module.model.named_parameters()}
+    if stage == 3:
+        flats, groups = optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups
+    elif hasattr(optimizer, "bf16_groups"):
+        flats, groups = optimizer.fp32_groups_flat_partition, optimizer.bf16_groups
+    else:
+        flats, groups = optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups
+    group = next(params for tensor, params in zip(flats, groups, strict=True) if tensor is flat)
+    return [names[id(param)] for param in group]
+
+
 def by_flat(owned: list[Piece]) -> list[tuple["Tensor", list[Piece]]]:
     """Each of the optimizer's tensors, in order, with the pieces in it."""
     groups: dict[int, list[Piece]] = {}

@@ -128,17 +128,27 @@ class Saver:
             raise
         published = self.folder.checkpoint(state["step"])
         publish(path, published)
-        for place in filter(None, (self.folder.checkpoints, self.mirrored(published))):
-            kept = self.retention
-            store.thin_out(place, kept.keep, kept.keep_every, state.get("best_step"))
-
-    def mirrored(self, published: Path) -> Path | None:
-        """Copy a checkpoint to the second place, which is returned."""
+        kept, best = self.retention, state.get("best_step")
+        store.thin_out(self.folder.checkpoints, kept.keep, kept.keep_every, best)
         if self.mirror is not None:
-            self.mirror.mkdir(parents=True, exist_ok=True)
-            store.copy(published, self.mirror / published.name)
-        return self.mirror
+            copy_to(self.mirror, published)
+            store.thin_out(self.mirror, kept.keep, kept.keep_every, best)
 
     def note(self, error: BaseException | None) -> None:
         if error is not None:
             self.problem = getattr(error, "strerror", None) or str(error)
+
+
+def copy_to(mirror: Path, published: Path) -> None:
+    """Copy a checkpoint to the second place. Raises OSError that says that it is this one."""
+    try:
+        mirror.mkdir(parents=True, exist_ok=True)
+        store.copy(published, mirror / published.name)
+    except (OSError, shutil.Error) as error:
+        raise OSError(f"its copy at {mirror} failed ({reason_of(error)})") from error
+
+
+def reason_of(error: OSError) -> str:
+    """One line; copying a folder gives a list of triples."""
+    said = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror
+    return str(said or error)

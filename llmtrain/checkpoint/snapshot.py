@@ -13,8 +13,8 @@ from llmtrain.checkpoint.pieces import (
     elementwise,
     in_memory,
     inner_state,
+    named_scalars,
     pieces,
-    scalars,
     scaler,
     swapped_index,
     whole_matrices,
@@ -128,6 +128,6 @@ def whole_state(
         "world_size": ranks.world_size,
         "zero_stage": engine.zero_optimization_stage(),
         "scaler": {name: getattr(scaler(engine), name, None) for name in SCALER_FIELDS},
-        "scalars": [scalars(inner_state(engine, flat)) for flat, _ in by_flat(pieces(engine))],
+        "scalars": named_scalars(engine),
         **extra,
     }

@@ -148,7 +148,9 @@ def brought_back(folder: RunFolder, mirror: Path, tell: Callable[[str], None]) -
 
 
 def set_aside(path: Path) -> Path:
-    """Keep a broken checkpoint under a name by which nobody resumes."""
+    """Keep a broken checkpoint, the latest alone, under a name by which nobody resumes."""
+    for older in path.parent.glob("broken_*"):
+        shutil.rmtree(older, ignore_errors=True)
     numbered = (path.with_name(f"broken_{path.name}_{number}") for number in count(1))
     aside = next(each for each in numbered if not each.exists())
     path.rename(aside)
@@ -165,8 +167,11 @@ def copy(path: Path, target: Path) -> None:
     """Copy a checkpoint so that it is there wholly or not at all."""
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(path, temporary)
-    publish(temporary, target)
+    try:
+        shutil.copytree(path, temporary)
+        publish(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def thin_out(folder: Path, keep: int, keep_every: int | None, best: int | None) -> None:
