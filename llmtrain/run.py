@@ -41,7 +41,8 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
     from llmtrain.teaching import check_tokenizers, prepare_targets
     from llmtrain.zero import deepspeed_config
 
-    afterwards = afterwards or Afterwards()
+    if afterwards is None or not config.launcher.starts_ranks:
+        afterwards = Afterwards()  # nothing follows a rehearsal
     refuse_wrapper()
     check(config)
     # Refused now if it cannot be: afterwards reading and tokenising may take hours.

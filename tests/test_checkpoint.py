@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,18 +119,6 @@ def test_a_disk_without_room_keeps_the_last_checkpoint_and_training_goes_on(
     assert kept.folder.checkpoint_steps() == [1, 3]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a tmpfs: run the tests as root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 def test_a_disk_that_fills_up_on_the_way_leaves_nothing_half_written(small_disk: Path) -> None:
     kept = saver(small_disk)
     for step in (1, 2):
@@ -147,6 +133,20 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing_half_written(small_disk:
     kept.save(lambda: snapshot(4), 20_000, 4)
     kept.settle()
     assert kept.problem is None
+
+
+def test_a_mirror_without_room_is_named_and_the_own_folder_is_thinned_out(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    (small_disk / "filler").write_bytes(bytes(2**20 * 3 - 2**15))
+    kept = saver(tmp_path / "run", mirror=small_disk / "mirror")
+    for step in range(1, 5):
+        kept.save(partial(snapshot, step), 20_000, step)
+    kept.settle()
+    assert str(kept.problem).startswith(f"its copy at {small_disk / 'mirror'} failed (")
+    assert "No space left on device" in str(kept.problem)
+    assert kept.folder.checkpoint_steps() == [3, 4]
+    assert not list((small_disk / "mirror").glob(".step_*"))
 
 
 def entries_of(folder: RunFolder, steps: list[int]) -> list[dict[str, Any]]:
