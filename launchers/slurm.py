@@ -61,11 +61,13 @@ class Slurm(Local):
 
     def queue(self, folder: RunFolder, plan: "Plan", watch: Callable[[], None]) -> None:
         """Queue a job that trains the folder. Raises ConfigError where Slurm refuses it."""
-        self.refuse_twin(folder)
+        script, text = folder.path / "job.sh", self.script(folder, plan)
+        if not self.submit:
+            print(text)
+            return
         folder.logs.mkdir(exist_ok=True)
         freeze_code(code_of(folder))
-        script = folder.path / "job.sh"
-        write_text(script, self.script(folder, plan))
+        write_text(script, text)
         words = ["sbatch", "--parsable", str(script)]
         asked = subprocess.run(words, capture_output=True, text=True, check=False)
         if asked.returncode:

@@ -43,6 +43,8 @@ class Job:
 
         ``afterwards`` follows a run that is trained, and not one that was done before.
         """
+        if self.config.launcher.queues:
+            self.config.launcher.refuse_twin(self.folder)
         if self.config.resume == "never" and self.folder.exists():
             self.set_aside()
         with self.folder.lock() as left_by:

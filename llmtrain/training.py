@@ -238,6 +238,8 @@ class Training:
                 return
             with afterwards.follow(self.config.on_finish, self.folder.path):
                 self.verify()
+                if self.folder.newest_step:
+                    print(f"Continuing from step {self.folder.newest_step}.")
                 self.launch()
                 self.result()
 
