@@ -6,7 +6,7 @@ ARGS ?=
 
 SLURM := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 
-.PHONY: run plan doctor test test-slurm lint types imports clean
+.PHONY: run plan doctor test test-slurm slurm lint types imports clean
 
 run: $(VENV)/installed
 	$(PY) -m llmtrain.run $(ARGS)
@@ -20,10 +20,12 @@ doctor: $(VENV)/installed
 test: lint types imports
 	$(PY) -m pytest $(ARGS)
 
-test-slurm: $(VENV)/installed-test
-	@which slurmctld > /dev/null || apt-get install -y --no-install-recommends $(SLURM) \
-	    || (apt-get update && apt-get install -y --no-install-recommends $(SLURM))
+test-slurm: slurm $(VENV)/installed-test
 	$(PY) -m pytest tests/slurm $(ARGS)
+
+slurm:
+	@command -v sbatch > /dev/null || apt-get install -y --no-install-recommends $(SLURM) \
+	    || (apt-get update && apt-get install -y --no-install-recommends $(SLURM))
 
 lint: $(VENV)/installed-test
 	$(PY) -m ruff check .

@@ -62,12 +62,12 @@ class Slurm(Local):
     def queue(self, folder: RunFolder, plan: "Plan", watch: Callable[[], None]) -> None:
         """Queue a job that trains the folder. Raises ConfigError where Slurm refuses it."""
         script, text = folder.path / "job.sh", self.script(folder, plan)
-        if not self.submit:
-            print(text)
-            return
         folder.logs.mkdir(exist_ok=True)
         freeze_code(code_of(folder))
         write_text(script, text)
+        if not self.submit:
+            print(f"{script}:\n\n{text}")
+            return
         words = ["sbatch", "--parsable", str(script)]
         asked = subprocess.run(words, capture_output=True, text=True, check=False)
         if asked.returncode:
