@@ -4,7 +4,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: run plan doctor test lint types imports clean
+SLURM := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
+
+.PHONY: run plan doctor test test-slurm slurm lint types imports clean
 
 run: $(VENV)/installed
 	$(PY) -m llmtrain.run $(ARGS)
@@ -17,6 +19,13 @@ doctor: $(VENV)/installed
 
 test: lint types imports
 	$(PY) -m pytest $(ARGS)
+
+test-slurm: slurm $(VENV)/installed-test
+	$(PY) -m pytest tests/slurm $(ARGS)
+
+slurm:
+	@command -v sbatch > /dev/null || apt-get install -y --no-install-recommends $(SLURM) \
+	    || (apt-get update && apt-get install -y --no-install-recommends $(SLURM))
 
 lint: $(VENV)/installed-test
 	$(PY) -m ruff check .

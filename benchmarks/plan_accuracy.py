@@ -208,13 +208,13 @@ def measure(job: Job) -> list[Values]:
         job.folder,
         ranks=job.plan.gpus_per_node,
         threads=job.plan.threads_per_rank,
-        environment=job.environment(),
+        environment=job.training().environment(),
         watch=lambda: None,
     )
     if ended.was_stopped:
         sys.exit(FAILED)
     if ended.was_cut_short:
-        raise RuntimeError(job.cause(ended))
+        raise RuntimeError(job.training().cause(ended))
     ranks = range(job.plan.world_size)
     return [json.loads(result_of(job.folder, rank).read_text()) for rank in ranks]
 

@@ -111,7 +111,7 @@ def in_a_rank(options: argparse.Namespace) -> dict[str, list[float]]:
     job = Job(config, make_plan(config, manifest), manifest)
     job.fill_folder()
     places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    shared = shared_environment(num_cores()) | places | job.environment()
+    shared = shared_environment(num_cores()) | places | job.training().environment()
     command = [sys.executable, "-m", "benchmarks.save_stall", "--rank", str(job.folder.path)]
     subprocess.run(command, env=os.environ | shared, check=True)
     return json.loads((job.folder.path / "stall.json").read_text())  # type: ignore[no-any-return]

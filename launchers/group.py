@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 
+from launchers.place import Place
 from llmtrain.errors import STOPPED
 
 POLL_SECONDS = 0.2
@@ -17,7 +18,8 @@ MOST_SECONDS_TO_DIE = 30.0  # a process that waits for a broken device outlives 
 class RankGroup:
     """One process for each rank, with its place in the environment. ``with`` leaves none behind.
 
-    Each has a session of its own, so that Ctrl+C reaches the launcher alone.
+    Here ranks are numbered from 0 on this machine, but for ``failures``, which others read. Each
+    has a session of its own, so that Ctrl+C reaches the launcher alone.
     """
 
     def __init__(
@@ -26,11 +28,14 @@ class RankGroup:
         num_ranks: int,
         environment: dict[str, str],
         inherited: Sequence[int] = (),
+        place: Place = Place(),  # noqa: B008  (frozen)
     ) -> None:
         self.command = command
         self.num_ranks = num_ranks
         self.environment = os.environ | environment
         self.inherited = inherited
+        self.first_rank = place.node * num_ranks
+        self.world_size = place.num_nodes * num_ranks
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.codes: dict[int, int] = {}
 
@@ -52,8 +57,8 @@ class RankGroup:
         self.kill()
 
     def start(self, rank: int) -> "subprocess.Popen[bytes]":
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        number = {"WORLD_SIZE": str(self.num_ranks), "LOCAL_WORLD_SIZE": str(self.num_ranks)}
+        place = {"RANK": str(self.first_rank + rank), "LOCAL_RANK": str(rank)}
+        number = {"WORLD_SIZE": str(self.world_size), "LOCAL_WORLD_SIZE": str(self.num_ranks)}
         return subprocess.Popen(
             self.command,
             env=self.environment | number | place,
@@ -82,7 +87,7 @@ class RankGroup:
         """
         if STOPPED in self.codes.values():
             return {}
-        return {rank: code for rank, code in self.codes.items() if code != 0}
+        return {self.first_rank + rank: code for rank, code in self.codes.items() if code != 0}
 
     @property
     def is_whole(self) -> bool:

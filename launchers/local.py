@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +12,14 @@ from types import FrameType
 from typing import Any, ClassVar, NamedTuple
 
 from launchers.group import POLL_SECONDS, RankGroup
+from launchers.place import Place
 from launchers.watch import HangWatch, hear_last_words
 from llmtrain.errors import STOPPED, ConfigError
 from llmtrain.folder import RunFolder
 from llmtrain.heartbeat import Heartbeats
 from llmtrain.schema import Part, unlearned
+
+HERE = Place()
 
 # glibc gives large blocks back to the kernel at every free and faults them in again at every
 # allocation; on a CPU these page faults cost more than the arithmetic. Keep the blocks. This is
@@ -69,6 +71,7 @@ class Local(Part):
 
     kind: str = "local"
     starts_ranks: ClassVar[bool] = True
+    queues: ClassVar[bool] = False
     grace_seconds: float = unlearned(600.0, above=0)
     hang_factor: float | None = unlearned(above=1)
     hang_floor_seconds: float = unlearned(300.0, above=0)
@@ -95,19 +98,24 @@ class Local(Part):
         threads: int,
         environment: dict[str, str],
         watch: Callable[[], None],
+        place: Place = HERE,
     ) -> Ended:
         """Run ``command`` in ``ranks`` processes to their end; ``watch`` is called meanwhile.
+
+        With a ``place`` these are one machine's, and others run the rest.
 
         The first rank that fails or hangs ends the others, when all have left their stacks in their
         logs. Ctrl+C, SIGTERM and SIGUSR2 ask the ranks to save and stop; a second Ctrl+C, or the
         end of the grace time, kills them.
         """
         with stop_requests() as requests, closing(Heartbeats(ranks)) as beats:
-            told = shared_environment(threads) | environment | beats.environment
-            with RankGroup(command, ranks, told, [beats.descriptor]) as group:
-                hang = self.wait(group, HangWatch(group, beats, *self.patience), requests, watch)
+            told = shared_environment(threads, place) | environment | beats.environment
+            with RankGroup(command, ranks, told, [beats.descriptor], place) as group:
+                hang = self.stay_with(
+                    group, HangWatch(group, beats, *self.patience), requests, watch
+                )
                 if group.failures or hang:
-                    hear_last_words(group, folder.log)
+                    hear_last_words(group, lambda rank: folder.log(group.first_rank + rank))
             was_stopped = requests.is_one or STOPPED in group.codes.values()
             step = max(beats.of(rank).step for rank in range(ranks))
             return Ended(group.failures, was_stopped, hang, step)
@@ -116,7 +124,7 @@ class Local(Part):
     def patience(self) -> tuple[float | None, float]:
         return self.hang_factor, self.hang_floor_seconds
 
-    def wait(
+    def stay_with(
         self,
         group: RankGroup,
         hangs: HangWatch,
@@ -174,18 +182,14 @@ def say(line: str) -> None:
         print(f"\n{line}", file=sys.stderr)
 
 
-def shared_environment(threads: int) -> dict[str, str]:
+def shared_environment(threads: int, place: Place = HERE) -> dict[str, str]:
     """What every rank is told: where to meet, how many threads to use, whose child it is."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     return (
         KEEP_MEMORY
         | KEEP_FEW_KERNELS
         | SPIN_BRIEFLY
+        | place.meeting()
         | {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": str(threads),
             "LLMTRAIN_PARENT": str(os.getpid()),
             "PYTHONPATH": os.pathsep.join(

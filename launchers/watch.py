@@ -61,13 +61,13 @@ class HangWatch:
 
     def line(self, rank: int) -> str:
         """What is known of the rank to blame; a sign that is only the oldest proves no guilt."""
-        beat = self.beats.of(rank)
+        beat, number = self.beats.of(rank), self.group.first_rank + rank
         if self.group.is_stopped(rank):
-            return f"Rank {rank} hangs: it was halted by a signal after step {beat.step}."
+            return f"Rank {number} hangs: it was halted by a signal after step {beat.step}."
         quiet = f"no step after step {beat.step} for {self.quiet_seconds[rank]:.0f} s"
         return (
             f"The ranks hang: {quiet}, and one takes {beat.step_seconds:.2g} s; "
-            f"rank {rank} was the first to fall silent."
+            f"rank {number} was the first to fall silent."
         )
 
 

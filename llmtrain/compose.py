@@ -34,7 +34,7 @@ from llmtrain.schema import GROUPS, kinds
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 # Keys whose children are another library's to name: Hydra would ask for a `+` before each.
-OPEN_KEYS = re.compile(r"(?P<key>(model|teacher)\.config|zero\.extra)\.")
+OPEN_KEYS = re.compile(r"(?P<key>(model|teacher)\.config|zero\.extra|launcher\.options)\.")
 
 Task = Callable[[RunConfig], float | None]
 

@@ -135,6 +135,11 @@ class RunFolder:
         found = self.checkpoints.glob("step_*")
         return sorted(int(path.name[5:]) for path in found if path.name[5:].isdigit())
 
+    @property
+    def newest_step(self) -> int:
+        """The step of the newest published checkpoint, 0 for none."""
+        return max(self.checkpoint_steps(), default=0)
+
     def exists(self) -> bool:
         return self.config.exists()
 

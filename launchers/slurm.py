@@ -1,0 +1,181 @@
+"""Slurm: a job that trains a run's folder, with what the plan says that it needs."""
+
+import json
+import math
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from launchers.local import Local
+from llmtrain.errors import STOPPED, ConfigError
+from llmtrain.folder import RunFolder, write_json, write_text
+from llmtrain.schema import unlearned, unlearned_part
+
+if TYPE_CHECKING:
+    from llmtrain.plan import Plan
+
+PACKAGES = ("llmtrain", "launchers", "conf")
+TIME_MARGIN, STARTING_MINUTES = 1.25, 10
+IMPORTS_GIB = 1.5  # of a rank, beside what the plan counts
+MEMORY_MARGIN = 1.1
+POLL_SECONDS = 2.0
+LIVES = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "STOPPED")
+
+
+@dataclass
+class Slurm(Local):
+    """A Slurm cluster; the folder has to lie where every node sees it.
+
+    ``time_hours`` is the job's limit (null: the plan's time and a quarter), ``signal_seconds``
+    before which the ranks are asked to save; the job then goes back into the queue, at most
+    ``max_requeues`` times. ``options`` are further options of sbatch by name, ``setup`` lines of
+    shell before the ranks start. ``submit=false`` prints the script and queues nothing, ``wait``
+    stays until the job has ended.
+    """
+
+    kind: str = "slurm"
+    queues: ClassVar[bool] = True
+    partition: str | None = unlearned()
+    account: str | None = unlearned()
+    qos: str | None = unlearned()
+    time_hours: float | None = unlearned(above=0)
+    memory_gib: float | None = unlearned(above=0)
+    signal_seconds: int = unlearned(120, low=1)
+    max_requeues: int = unlearned(20, low=0)
+    submit: bool = unlearned(True)
+    wait: bool = unlearned(False)
+    options: dict[str, Any] = unlearned_part(dict)
+    setup: list[str] = unlearned_part(list)
+
+    def check(self, device: str, ranks: int, num_nodes: int) -> None:
+        """Raise ConfigError where there is no Slurm to queue a job in."""
+        if self.submit and shutil.which("sbatch") is None:
+            remedy = "log in where sbatch is, or see the script with launcher.submit=false"
+            raise ConfigError("launcher", "slurm", "finds no sbatch on this machine", remedy)
+
+    def queue(self, folder: RunFolder, plan: "Plan", watch: Callable[[], None]) -> None:
+        """Queue a job that trains the folder. Raises ConfigError where Slurm refuses it."""
+        script, text = folder.path / "job.sh", self.script(folder, plan)
+        folder.logs.mkdir(exist_ok=True)
+        freeze_code(code_of(folder))
+        write_text(script, text)
+        if not self.submit:
+            print(f"{script}:\n\n{text}")
+            return
+        words = ["sbatch", "--parsable", str(script)]
+        asked = subprocess.run(words, capture_output=True, text=True, check=False)
+        if asked.returncode:
+            said = " ".join(asked.stderr.removeprefix("sbatch: error:").split())
+            raise ConfigError("launcher", "slurm", f"is refused: {said}", f"see {script}")
+        job = asked.stdout.strip().split(";")[0]
+        write_json(folder.path / "slurm.json", {"job": job})
+        folder.write_status("queued", max(folder.checkpoint_steps(), default=0))
+        print(f"Slurm job {job}: {folder.path}")
+        print(f"Log: {self.log(folder).replace('%j', job)}")
+        if self.wait:
+            follow(job, watch)
+
+    def refuse_twin(self, folder: RunFolder) -> None:
+        """Raise ConfigError where a job for the folder is in the queue."""
+        note = folder.path / "slurm.json"
+        job = json.loads(note.read_text())["job"] if note.exists() else None
+        state = None if job is None else state_of(job)
+        if state in LIVES:
+            reason = f"is {str(state).lower()} as Slurm job {job}"
+            raise ConfigError("name", folder.path.name, reason, f"wait for it, or scancel {job}")
+
+    def log(self, folder: RunFolder) -> str:
+        return str(folder.logs / "slurm_%j.log")
+
+    def script(self, folder: RunFolder, plan: "Plan") -> str:
+        """The batch script."""
+        options = "\n".join(f"#SBATCH {option_of(*each)}" for each in self.given(folder, plan))
+        code, run = shlex.quote(str(code_of(folder))), shlex.quote(str(folder.path))
+        setup = "".join(f"{line}\n" for line in self.setup)
+        return f"""#!/bin/bash
+{options}
+cd {code} || exit 1
+{setup}export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+srun --kill-on-bad-exit=1 {shlex.quote(sys.executable)} -u -m llmtrain.node {run}
+code=$?
+# Stopped with a checkpoint, and not by scancel: the time is over or somebody else goes first.
+state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)
+if [ $code -eq {STOPPED} ] && [ "$state" = RUNNING ] \\
+    && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.max_requeues} ]; then
+  scontrol requeue "$SLURM_JOB_ID" && sleep 60
+fi
+exit $code
+"""
+
+    def given(self, folder: RunFolder, plan: "Plan") -> list[tuple[str, Any]]:
+        """The options of sbatch: what the plan needs, and what was asked for."""
+        memory = self.memory_gib or memory_gib(plan)
+        found: dict[str, Any] = {
+            "job-name": plan.name,
+            "nodes": plan.num_nodes,
+            "ntasks-per-node": 1,
+            "cpus-per-task": plan.threads_per_rank * plan.gpus_per_node,
+            "gpus-per-node": plan.gpus_per_node if plan.device == "cuda" else None,
+            "mem": f"{math.ceil(memory * 1024)}M",
+            "time": self.minutes(plan),
+            "signal": f"USR2@{self.signal_seconds}",
+            "requeue": True,
+            "open-mode": "append",
+            "output": self.log(folder),
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+        }
+        found |= {name.replace("_", "-"): value for name, value in self.options.items()}
+        return [(name, value) for name, value in found.items() if value not in (None, False)]
+
+    def minutes(self, plan: "Plan") -> int | None:
+        if self.time_hours is not None:
+            return math.ceil(60 * self.time_hours)
+        if plan.total_hours is None:
+            return None
+        return math.ceil(60 * TIME_MARGIN * plan.total_hours) + STARTING_MINUTES
+
+
+def memory_gib(plan: "Plan") -> float:
+    """Of a node: what the plan counts on the host, and the imports of each rank."""
+    name = "host_peak_gib" if plan.device == "cuda" else "device_peak_gib"
+    return MEMORY_MARGIN * plan.gpus_per_node * (plan.memory[name] + IMPORTS_GIB)
+
+
+def option_of(name: str, value: Any) -> str:
+    return f"--{name}" if value is True else f"--{name}={value}"
+
+
+def code_of(folder: RunFolder) -> Path:
+    return folder.path / "code"
+
+
+def freeze_code(path: Path) -> None:
+    """Copy what the job will run, so that an edit while it waits changes nothing."""
+    shutil.rmtree(path, ignore_errors=True)
+    root = Path(__file__).resolve().parent.parent
+    unread = shutil.ignore_patterns("__pycache__")
+    for package in PACKAGES:
+        shutil.copytree(root / package, path / package, ignore=unread)
+
+
+def state_of(job: str) -> str | None:
+    """A job's state in Slurm's words; None where it is forgotten."""
+    words = ["squeue", "--noheader", "--states=all", "--jobs", job, "--format", "%T"]
+    asked = subprocess.run(words, capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None
+
+
+def follow(job: str, watch: Callable[[], None]) -> None:
+    """Show a job's run until the job has left the queue."""
+    while state_of(job) in LIVES:
+        watch()
+        time.sleep(POLL_SECONDS)
+    watch()

@@ -1,0 +1,205 @@
+"""Runs on a real Slurm: what its users rely on when nodes, time and luck run out."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from llmtrain.folder import RunFolder
+from tests.conftest import SMALL, Command, wait_until
+from tests.slurm.cluster import NODES, Cluster, missing, running
+from tests.test_run import learned_records, steps_of
+
+pytestmark = pytest.mark.skipif(
+    bool(missing()) or os.getuid() != 0,
+    reason=f"needs root and {', '.join(missing())}: make test-slurm installs and runs it",
+)
+WORDS = [*SMALL, "train.log_every=1", "train.eval_every=1000", "optimizer=adamw"]
+WORDS += ["train.precision=fp32", "checkpoint.every=20", "hardware=cpux1"]
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with TemporaryDirectory() as place:
+        Path(place).chmod(0o755)  # munge wants its socket's folders open
+        with running(Path(place) / "lab") as started:
+            yield started
+
+
+@dataclass
+class Lab:
+    """The command line on a login node of the cluster."""
+
+    cluster: Cluster
+    command: Command
+
+    def run(self, *words: str, launcher: str = "slurm") -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            self.command.words("run", f"launcher={launcher}", *WORDS, *words),
+            env=self.command.environment | self.cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            cwd=self.command.folder,
+        )
+
+    def submit(self, *words: str) -> tuple[str, Path]:
+        """The job's number and the run's folder."""
+        done = self.run(*words)
+        assert done.returncode == 0, done.stderr
+        (job, folder) = done.stdout.split("Slurm job ")[1].split("\n")[0].split(": ")
+        return job, Path(folder)
+
+    def log(self, job: str, folder: Path) -> str:
+        path = folder / "logs" / f"slurm_{job}.log"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def lab(cluster: Cluster, command: Command) -> Lab:
+    return Lab(cluster, command)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path, corpus: Path) -> Path:
+    """A run of 300 steps on this machine alone."""
+    command = Command(cache, corpus, tmp_path_factory.mktemp("alone"))
+    done = command.run(*WORDS, "train.max_steps=300")
+    assert done.returncode == 0, done.stderr
+    return command.only_run()
+
+
+def has_saved(folder: Path, least: int) -> bool:
+    return max(RunFolder(folder).checkpoint_steps(), default=0) >= least
+
+
+def test_two_nodes_learn_what_one_process_does(lab: Lab, undisturbed: Path) -> None:
+    job, folder = lab.submit("train.max_steps=300", "hardware.num_nodes=2")
+    assert lab.cluster.wait_for(job, *ENDED) == "COMPLETED", lab.log(job, folder)
+    assert RunFolder(folder).read_status()["state"] == "done"
+    plan = json.loads(RunFolder(folder).plan.read_text())
+    assert (plan["num_nodes"], plan["world_size"]) == (2, 2)
+    losses = [record["loss"] for record in learned_records(folder) if "loss" in record]
+    alone = [record["loss"] for record in learned_records(undisturbed) if "loss" in record]
+    assert losses == pytest.approx(alone, rel=1e-3)
+
+
+def test_a_job_that_is_preempted_and_requeued_ends_as_an_undisturbed_one(
+    lab: Lab, undisturbed: Path
+) -> None:
+    job, folder = lab.submit("train.max_steps=300")
+    wait_until(lambda: has_saved(folder, 20))
+    lab.cluster.ask("scancel", "--signal=USR2", job)  # as Slurm does before the time is over
+    wait_until(lambda: "Stopped at step" in lab.log(job, folder))
+    wait_until(lambda: RunFolder(folder).read_status()["state"] == "running")
+    lab.cluster.ask("scontrol", "requeue", job)  # without a word: SIGTERM, then SIGKILL
+    assert lab.cluster.wait_for(job, *ENDED) == "COMPLETED", lab.log(job, folder)
+    assert lab.log(job, folder).count("MFU") >= 300
+    assert learned_records(folder) == learned_records(undisturbed)
+
+
+def test_a_job_whose_time_is_over_goes_on_in_the_next(lab: Lab) -> None:
+    words = ["launcher.time_hours=0.0166", "launcher.signal_seconds=30"]
+    job, folder = lab.submit("train.max_steps=6000", "checkpoint.every=100000", *words)
+    wait_until(lambda: "Stopped at step" in lab.log(job, folder), 120)
+    (saved,) = RunFolder(folder).checkpoint_steps()
+    wait_until(lambda: max(steps_of(folder), default=0) > saved)
+    lab.cluster.ask("scancel", job)
+    lab.cluster.wait_for(job, *ENDED)
+    steps = steps_of(folder)
+    assert steps == list(range(1, steps[-1] + 1))
+
+
+def test_a_node_that_dies_costs_the_steps_since_the_checkpoint(lab: Lab, undisturbed: Path) -> None:
+    job, folder = lab.submit("train.max_steps=300")
+    wait_until(lambda: has_saved(folder, 20))
+    node = lab.cluster.ask("squeue", "-h", "-j", job, "-o", "%N")
+    assert node in NODES
+    lab.cluster.kill_node(node)
+    lab.cluster.revive_node(node)
+    assert lab.cluster.wait_for(job, *ENDED) == "COMPLETED", lab.log(job, folder)
+    assert learned_records(folder) == learned_records(undisturbed)
+
+
+def test_a_crash_shows_as_failed_and_is_not_run_again(lab: Lab) -> None:
+    job, folder = lab.submit("train.max_steps=4000")
+    wait_until(lambda: has_saved(folder, 20))
+    rank = subprocess.run(
+        ["pgrep", "-f", f"llmtrain.train {folder}"], capture_output=True, text=True, check=True
+    ).stdout.split()[0]
+    os.kill(int(rank), 9)
+    assert lab.cluster.wait_for(job, *ENDED) == "FAILED"
+    assert "Rank 0 was killed by signal 9" in lab.log(job, folder)
+    assert RunFolder(folder).read_status()["state"] == "failed"
+
+
+def test_a_cancelled_job_stays_away_and_the_same_command_continues_it(lab: Lab) -> None:
+    job, folder = lab.submit("train.max_steps=4000")
+    wait_until(lambda: has_saved(folder, 20))
+    twin = lab.run("train.max_steps=4000")
+    assert twin.returncode == 2
+    assert f"is running as Slurm job {job}; wait for it, or scancel {job}." in twin.stderr
+    lab.cluster.ask("scancel", job)
+    assert lab.cluster.wait_for(job, *ENDED) == "CANCELLED"
+    time.sleep(1)
+    assert lab.cluster.state(job) == "CANCELLED"
+    again, _ = lab.submit("train.max_steps=4000")
+    wait_until(lambda: "Continuing from step" in lab.log(again, folder))
+    lab.cluster.ask("scancel", again)
+    lab.cluster.wait_for(again, *ENDED)
+
+
+def test_each_point_of_a_multirun_is_a_job(lab: Lab) -> None:
+    done = lab.run("-m", "seed=0,1", "train.max_steps=5")
+    assert done.returncode == 0, done.stderr
+    jobs = [part.split(":")[0] for part in done.stdout.split("Slurm job ")[1:]]
+    assert len(jobs) == 2
+    for job in jobs:
+        assert lab.cluster.wait_for(job, *ENDED) == "COMPLETED"
+    assert all(RunFolder(run).read_status()["state"] == "done" for run in lab.command.runs())
+
+
+def test_what_would_be_queued_can_be_read_and_what_cannot_work_is_not_queued(lab: Lab) -> None:
+    before = lab.cluster.ask("squeue", "-h", "-t", "all")
+    words = ["launcher.partition=main", "launcher.options.comment=mine", "launcher.time_hours=2"]
+    shown = lab.run("train.max_steps=5", "launcher.submit=false", "hardware.num_nodes=2", *words)
+    assert shown.returncode == 0, shown.stderr
+    lines = ["nodes=2", "time=120", "partition=main", "comment=mine", "signal=USR2@120"]
+    assert all(f"#SBATCH --{line}" in shown.stdout for line in lines)
+    assert (
+        lab.run("train.max_steps=5", "train.global_batch=7", "train.micro_batch=4").returncode == 2
+    )
+    refused = lab.run("train.max_steps=5", "launcher.partition=nowhere")
+    assert refused.returncode == 2
+    assert "launcher=slurm is refused: " in refused.stderr
+    assert lab.cluster.ask("squeue", "-h", "-t", "all") == before
+
+
+def test_two_machines_without_slurm_meet_at_an_address(command: Command) -> None:
+    shown = command.run(
+        *WORDS,
+        "train.max_steps=20",
+        "launcher=slurm",
+        "launcher.submit=false",
+        "hardware.num_nodes=2",
+    )
+    assert shown.returncode == 0, shown.stderr
+    folder = command.only_run()
+    words = [sys.executable, "-m", "llmtrain.node", str(folder), "--num-nodes", "2"]
+    words += ["--rendezvous", "localhost:29431", "--node-rank"]
+    nodes = [
+        subprocess.Popen([*words, str(rank)], cwd=command.folder, env=command.environment)
+        for rank in range(2)
+    ]
+    assert [node.wait(120) for node in nodes] == [0, 0]
+    assert RunFolder(folder).read_status()["state"] == "done"
+    assert steps_of(folder) == list(range(1, 21))
