@@ -61,6 +61,7 @@ class Slurm(Local):
 
     def queue(self, folder: RunFolder, plan: "Plan", watch: Callable[[], None]) -> None:
         """Queue a job that trains the folder. Raises ConfigError where Slurm refuses it."""
+        folder = RunFolder(folder.path.absolute())
         script, text = folder.path / "job.sh", self.script(folder, plan)
         folder.logs.mkdir(exist_ok=True)
         freeze_code(code_of(folder))
@@ -100,9 +101,10 @@ class Slurm(Local):
         setup = "".join(f"{line}\n" for line in self.setup)
         return f"""#!/bin/bash
 {options}
-cd {code} || exit 1
-{setup}export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
-srun --kill-on-bad-exit=1 {shlex.quote(sys.executable)} -u -m llmtrain.node {run}
+# The code as it was when this was queued, also where the job starts in a checkout (Python 3.11).
+export PYTHONSAFEPATH=1 PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+{setup}srun --kill-on-bad-exit=1 {shlex.quote(sys.executable)} -u -m llmtrain.node {run}
 code=$?
 # Stopped with a checkpoint, and not by scancel: the time is over or somebody else goes first.
 state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)

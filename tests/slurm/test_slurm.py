@@ -83,9 +83,13 @@ def has_saved(folder: Path, least: int) -> bool:
 
 
 def test_two_nodes_learn_what_one_process_does(lab: Lab, undisturbed: Path) -> None:
-    job, folder = lab.submit("train.max_steps=300", "hardware.num_nodes=2")
+    where = f"{sys.executable} -c 'import llmtrain; print(llmtrain.__file__)'"
+    words = ["hardware.num_nodes=2", "output_root=relative", f'launcher.setup=["{where}"]']
+    job, folder = lab.submit("train.max_steps=300", *words)
+    folder = lab.command.folder / folder
     assert lab.cluster.wait_for(job, *ENDED) == "COMPLETED", lab.log(job, folder)
     assert RunFolder(folder).read_status()["state"] == "done"
+    assert f"{folder}/code/llmtrain/__init__.py" in lab.log(job, folder)
     plan = json.loads(RunFolder(folder).plan.read_text())
     assert (plan["num_nodes"], plan["world_size"]) == (2, 2)
     losses = [record["loss"] for record in learned_records(folder) if "loss" in record]
