@@ -63,8 +63,8 @@ def restore_flat(
     restore_flat_state(state, flat, number, names, saved, fragments)
     alike = {MASTER: flat, **elementwise(state, flat)}
     whole = whole_matrices(engine, flat)
-    if whole and MOMENTUM in alike:
-        del alike[MOMENTUM]
+    if MOMENTUM in fragments.states_of({piece.name for piece in whole}):
+        alike.pop(MOMENTUM, None)
         state[MOMENTUM] = fragments.joined(MOMENTUM, whole).to(flat.device)
     for piece in owned:
         for name, values in alike.items():
@@ -123,7 +123,9 @@ class Fragments:
                 state, name, start = key.split("|")
                 numel = reader.get_slice(key).get_shape()[0]
                 place = (int(start), numel, reader, key)
-                self.places.setdefault((state, name), {})[int(start)] = place
+                places = self.places.setdefault((state, name), {})
+                if int(start) not in places or reader is self.own:  # two ranks may hold the same
+                    places[int(start)] = place
 
     def states_of(self, names: set[str]) -> set[str]:
         """The states that are kept of these parameters, or of a whole tensor (``#<number>``)."""
