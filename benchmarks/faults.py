@@ -12,6 +12,7 @@ it as root.
 """
 
 import argparse
+import json
 import platform
 import random
 import re
@@ -24,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
-from itertools import cycle
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,7 @@ MODEL = [
 SKIPPING = "on_divergence.max_skipped_steps=10"
 GOING_BACK = ["on_divergence.max_skipped_steps=1", "on_divergence.max_rollbacks=10"]
 LONGEST_SECONDS = 180  # of a start without a fault
+MOST_STARTS = 200  # of a run: faults that come faster than checkpoints leave no progress
 LONGEST_WAIT = 4.0  # for an instant, from the first step on
 
 
@@ -98,6 +100,12 @@ class Harness:
 
     def is_over(self, end: float) -> bool:
         return self.num_faults >= self.options.faults or time.monotonic() > end
+
+    def go_on(self, out: Path) -> None:
+        """Add to what an earlier call found."""
+        found = json.loads(place_in(out).with_suffix(".json").read_text())
+        self.counts.update(found["counts"])
+        self.in_saves, self.runs = found["in_saves"], found["runs"]
 
     def start(self, name: str, kind: Kind) -> "subprocess.Popen[bytes]":
         words = [f"zero.stage={kind.stage}", f"name={name}"]
@@ -190,7 +198,7 @@ class Disturbed:
             self.tracebacks = self.said().count("Traceback")
             if self.folder.read_status().get("state") == "done":
                 return
-            if self.num_starts > 60:
+            if self.num_starts > MOST_STARTS:
                 raise RuntimeError(f"{self.name} does not end; its last exit code was {code}")
 
     def wait_for_instant(self, process: "subprocess.Popen[bytes]") -> bool:
@@ -331,6 +339,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=600, help="of each run")
     kinds = [kind.name for kind in KINDS]
     parser.add_argument("--kind", choices=kinds, metavar="KIND", help="only this, say stage2_good")
+    parser.add_argument("--add", action="store_true", help="to the table of an earlier call today")
     parser.add_argument("--work", type=Path, default=Path("outputs/faults"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
@@ -338,10 +347,13 @@ def main() -> int:
     options.work.mkdir(parents=True)
     end = time.monotonic() + 60 * options.minutes
     harness = Harness(options, random.Random(options.seed))
+    if options.add:
+        harness.go_on(options.out)
     chosen = [kind for kind in KINDS if options.kind in (None, kind.name)]
-    for number, kind in enumerate(cycle(chosen)):
+    for number in count(len(harness.runs)):
         if harness.is_over(end):
             break
+        kind = chosen[number % len(chosen)]
         harness.disturb(f"run{number}", kind, end)
         save(harness, options.out)
     return DONE if all(map(is_well, harness.runs)) else FAILED
@@ -352,9 +364,13 @@ def is_well(run: dict[str, Any]) -> bool:
     return run["is_same"] and not any(run[name] for name in bad)
 
 
+def place_in(out: Path) -> Path:
+    return out / f"{date.today()}-{platform.machine()}" / "faults"
+
+
 def save(harness: Harness, out: Path) -> None:
     """What is known so far."""
-    place = out / f"{date.today()}-{platform.machine()}" / "faults"
+    place = place_in(out)
     what = f"{date.today()} on {cpu_name()}, seed {harness.options.seed}"
     values = {"machine": cpu_name(), "counts": dict(harness.counts), "in_saves": harness.in_saves}
     write_json(place.with_suffix(".json"), values | {"runs": harness.runs})
