@@ -76,7 +76,7 @@ class Slurm(Local):
             raise ConfigError("launcher", "slurm", f"is refused: {said}", f"see {script}")
         job = asked.stdout.strip().split(";")[0]
         write_json(folder.path / "slurm.json", {"job": job})
-        folder.write_status("queued", max(folder.checkpoint_steps(), default=0))
+        folder.write_status("queued", folder.newest_step)
         print(f"Slurm job {job}: {folder.path}")
         print(f"Log: {self.log(folder).replace('%j', job)}")
         if self.wait:

@@ -31,7 +31,7 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     from llmtrain.engine import build_engine, start_ranks
 
     config, plan = load(folder.config), Plan.load(folder.plan)
-    newest = max(folder.checkpoint_steps(), default=0)
+    newest = folder.newest_step
     report(folder, ranks, "running", newest, phase="starting ranks")
     if ranks.is_first:
         for place in checkpoint_places(config, folder):
