@@ -9,6 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from launchers.place import Place
+from launchers.warm import Fork, can_fork
 from llmtrain.errors import STOPPED
 
 POLL_SECONDS = 0.2
@@ -36,7 +37,7 @@ class RankGroup:
         self.inherited = inherited
         self.first_rank = place.node * num_ranks
         self.world_size = place.num_nodes * num_ranks
-        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.processes: dict[int, subprocess.Popen[bytes] | Fork] = {}
         self.codes: dict[int, int] = {}
 
     def __enter__(self) -> "RankGroup":
@@ -56,12 +57,15 @@ class RankGroup:
     ) -> None:
         self.kill()
 
-    def start(self, rank: int) -> "subprocess.Popen[bytes]":
+    def start(self, rank: int) -> "subprocess.Popen[bytes] | Fork":
         place = {"RANK": str(self.first_rank + rank), "LOCAL_RANK": str(rank)}
         number = {"WORLD_SIZE": str(self.world_size), "LOCAL_WORLD_SIZE": str(self.num_ranks)}
+        environment = self.environment | number | place
+        if can_fork(environment):
+            return Fork(self.command, environment)
         return subprocess.Popen(
             self.command,
-            env=self.environment | number | place,
+            env=environment,
             pass_fds=self.inherited,
             start_new_session=True,
         )

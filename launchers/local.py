@@ -41,6 +41,8 @@ KEEP_FEW_KERNELS = {
 # training many times over; a shorter one hardly costs a quiet machine anything.
 SPIN_BRIEFLY = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
 
+FOR_LIBRARIES = KEEP_MEMORY | KEEP_FEW_KERNELS | SPIN_BRIEFLY
+
 
 class Ended(NamedTuple):
     """How the ranks ended: the exit code of each that failed, the first to fail first.
@@ -185,9 +187,7 @@ def say(line: str) -> None:
 def shared_environment(threads: int, place: Place = HERE) -> dict[str, str]:
     """What every rank is told: where to meet, how many threads to use, whose child it is."""
     return (
-        KEEP_MEMORY
-        | KEEP_FEW_KERNELS
-        | SPIN_BRIEFLY
+        FOR_LIBRARIES
         | place.meeting()
         | {
             "OMP_NUM_THREADS": str(threads),

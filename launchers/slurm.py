@@ -84,12 +84,20 @@ class Slurm(Local):
 
     def refuse_twin(self, folder: RunFolder) -> None:
         """Raise ConfigError where a job for the folder is in the queue."""
-        note = folder.path / "slurm.json"
-        job = json.loads(note.read_text())["job"] if note.exists() else None
+        job = job_of(folder)
         state = None if job is None else state_of(job)
         if state in LIVES:
             reason = f"is {str(state).lower()} as Slurm job {job}"
             raise ConfigError("name", folder.path.name, reason, f"wait for it, or scancel {job}")
+
+    def is_live(self, folder: RunFolder) -> bool:
+        """Whether a job for the folder waits or runs."""
+        job = job_of(folder)
+        return job is not None and state_of(job) in LIVES
+
+    def cancel(self, folder: RunFolder) -> None:
+        """Have the folder's job save and leave the queue."""
+        subprocess.run(["scancel", str(job_of(folder))], check=False)
 
     def log(self, folder: RunFolder) -> str:
         return str(folder.logs / "slurm_%j.log")
@@ -149,6 +157,12 @@ def memory_gib(plan: "Plan") -> float:
     """Of a node: what the plan counts on the host, and the imports of each rank."""
     name = "host_peak_gib" if plan.device == "cuda" else "device_peak_gib"
     return MEMORY_MARGIN * plan.gpus_per_node * (plan.memory[name] + IMPORTS_GIB)
+
+
+def job_of(folder: RunFolder) -> str | None:
+    """The last job that was queued for a folder."""
+    note = folder.path / "slurm.json"
+    return str(json.loads(note.read_text())["job"]) if note.exists() else None
 
 
 def option_of(name: str, value: Any) -> str:

@@ -38,6 +38,7 @@ def check(config: RunConfig) -> None:
     config.data.check()
     config.adapter.check()
     config.mode.check()
+    config.sweep.check()
     check_mode(config)
 
 

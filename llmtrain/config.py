@@ -113,12 +113,18 @@ class RunConfig:
     data: Any = None
     mode: Any = None
     launcher: Any = unlearned()
+    sweep: Any = unlearned()
 
     @property
     def identity(self) -> str:
         """8 hex digits over what is learned: where and how fast a run trains does not change it."""
         text = json.dumps(learned_values(self), sort_keys=True, default=plain)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run's folder."""
+        return f"{self.name}-{self.identity}{'-debug' if self.debug else ''}"
 
     @property
     def tokenizer_path(self) -> str | None:

@@ -39,6 +39,7 @@ class Progress:
             TextColumn("{task.fields[figures]}"),
             console=self.console,
             transient=True,
+            auto_refresh=False,  # by a thread, which ranks that are forked from here would lose
             disable=not self.console.is_terminal,
         )
         self.task = self.bar.add_task("starting", total=plan.num_steps, figures="")
@@ -74,6 +75,7 @@ class Progress:
             completed=step,
             description=description,
             figures=figures(self.latest, self.plan),
+            refresh=True,
         )
 
     def warn_of_full_disk(self) -> None:

@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 from functools import partial
+from multiprocessing import parent_process
 
 from llmtrain.config import RunConfig
 from llmtrain.errors import FAILED, ConfigError
@@ -20,7 +21,8 @@ def main() -> int:
     afterwards = Afterwards()
     summary = "Train an experiment, or continue it where it stopped."
     try:
-        code = compose.main(partial(run, afterwards=afterwards), "run", summary)
+        multirun = partial(run_points, afterwards=afterwards)
+        code = compose.main(partial(run, afterwards=afterwards), "run", summary, multirun)
     except Exception:  # ours to mend, and no reason for a rented machine to stay on
         traceback.print_exc()
         code = FAILED
@@ -45,6 +47,8 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
         afterwards = Afterwards()  # nothing follows a rehearsal
     refuse_wrapper()
     check(config)
+    if config.sweep.searches and parent_process() is None:
+        raise ConfigError("sweep", config.sweep.name, "is a search of many runs", "add -m")
     # Refused now if it cannot be: afterwards reading and tokenising may take hours.
     estimated = make_plan(config, find_manifest(config.data, config.cache, config.tokenizer_path))
     require_fit(config, estimated)
@@ -68,6 +72,13 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
         targets = prepare_targets(config, plan, manifest)
     job = Job(config, plan, manifest, targets)
     return job.train(afterwards)
+
+
+def run_points(words: list[str], afterwards: Afterwards) -> int:
+    """Train each point of a multirun; returns the exit code."""
+    from llmtrain.trials import sweep
+
+    return sweep(words, run, afterwards)
 
 
 def refuse_wrapper() -> None:

@@ -16,6 +16,7 @@ GROUPS = {  # group of the config -> package whose modules are its kinds
     "mode": "llmtrain.mode",
     "adapter": "llmtrain.adapter",
     "launcher": "launchers",
+    "sweep": "llmtrain.sweep",
 }
 
 

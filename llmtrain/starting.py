@@ -116,7 +116,9 @@ def forced_imports(config: RunConfig, plan: Plan) -> None:
     import torch._inductor.compile_fx
     import torch.utils.tensorboard  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # nobody watches a log
     if config.adapter.freezes:
         import peft  # noqa: F401
     hf_config = config.model.hf_config()

@@ -130,7 +130,7 @@ class Training:
                 self.folder,
                 ranks=self.plan.gpus_per_node,
                 threads=self.plan.threads_per_rank,
-                environment=self.environment(),
+                environment=library_settings(self.config, self.plan.device),
                 watch=progress.refresh,
                 place=self.place,
             )
@@ -169,24 +169,6 @@ class Training:
             what = f"Stopped at step {step} of {self.plan.num_steps}."
             print(f"{what} The same command continues it.")
             sys.exit(STOPPED)
-
-    def environment(self) -> dict[str, str]:
-        """What the ranks' libraries are told."""
-        found = {
-            "DS_ACCELERATOR": self.plan.device,
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that a number means what nvidia-smi shows
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        if self.plan.device == "cpu":
-            found |= {"CUDA_VISIBLE_DEVICES": "", **blocks.preloaded(self.config.cache)}
-        if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
-            found["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # blocks that leave no gaps
-        if not self.config.train.compile:
-            found["TORCH_COMPILE_DISABLE"] = "1"  # libraries compile small functions for minutes
-        if self.config.debug:
-            found["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL"
-        return found
 
     def failure(self, ended: "Ended") -> TrainingError:
         """The first cause in one line, and where the rest is."""
@@ -242,6 +224,25 @@ class Training:
                     print(f"Continuing from step {self.folder.newest_step}.")
                 self.launch()
                 self.result()
+
+
+def library_settings(config: RunConfig, device: str) -> dict[str, str]:
+    """What the ranks' libraries are told."""
+    found = {
+        "DS_ACCELERATOR": device,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that a number means what nvidia-smi shows
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if device == "cpu":
+        found |= {"CUDA_VISIBLE_DEVICES": "", **blocks.preloaded(config.cache)}
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        found["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # blocks that leave no gaps
+    # Else libraries compile small functions for minutes.
+    found["TORCH_COMPILE_DISABLE"] = "0" if config.train.compile else "1"
+    if config.debug:
+        found["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL"
+    return found
 
 
 def halved(plan: Plan, config: RunConfig, manifest: "Manifest") -> Plan:

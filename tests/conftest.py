@@ -108,12 +108,14 @@ class Command:
 
     def only_run(self) -> Path:
         """The one run folder that there is."""
-        (folder,) = (self.folder / "outputs").iterdir()
+        (folder,) = self.runs()
         return folder
 
     def runs(self) -> list[Path]:
+        """The folders of runs, and not those of sweeps."""
         outputs = self.folder / "outputs"
-        return sorted(outputs.iterdir()) if outputs.exists() else []
+        found = sorted(outputs.iterdir()) if outputs.exists() else []
+        return [path for path in found if not (path / "sweep.json").exists()]
 
 
 @pytest.fixture

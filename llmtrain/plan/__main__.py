@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llmtrain import compose
-from llmtrain.compose import Point
+from llmtrain.compose import Point, grid_points
 from llmtrain.config import Format, RunConfig
 from llmtrain.errors import DONE, REFUSED, ConfigError
 from llmtrain.folder import finite
@@ -43,6 +43,10 @@ def grid_command(points: Iterable[Point]) -> int:
     return DONE if any(isinstance(plan, Plan) and plan.fits for _, plan in plans) else REFUSED
 
 
+def multirun(words: list[str]) -> int:
+    return grid_command(grid_points(words))
+
+
 def as_json(config: RunConfig | ConfigError) -> bool:
     return isinstance(config, RunConfig) and config.format is Format.json
 
@@ -65,4 +69,4 @@ def point_json(words: list[str], plan: Plan | ConfigError) -> dict[str, Any]:
 
 if __name__ == "__main__":
     summary = "Print the plan of a run: what it would be, anywhere. With -m one row a point."
-    sys.exit(compose.main(plan_command, "plan", summary, grid_command))
+    sys.exit(compose.main(plan_command, "plan", summary, multirun))

@@ -249,7 +249,7 @@ def of_training(config: RunConfig, layout: Layout) -> dict[str, Any]:
     whole_gradients = config.optimizer.whole_gradients
     return {
         "asked": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16],
-        "name": f"{config.name}-{config.identity}{'-debug' if config.debug else ''}",
+        "name": config.run_name,
         "nvme_path": config.zero.nvme_path,
         "reduce_scatter": not whole_gradients,
         "has_fp32_accumulation": accumulates_in_fp32(layout, whole_gradients),

@@ -1,0 +1,1 @@
+"""How the points of a multirun are found: one module a kind."""
