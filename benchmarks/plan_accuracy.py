@@ -199,6 +199,7 @@ def versions() -> dict[str, str]:
 def measure(job: Job) -> list[Values]:
     """What each rank saw of a run, in processes that start as those of any run."""
     from benchmarks.plan_accuracy_rank import result_of  # imports torch
+    from llmtrain.training import library_settings
 
     shutil.rmtree(job.folder.path, ignore_errors=True)
     job.fill_folder()
@@ -208,7 +209,7 @@ def measure(job: Job) -> list[Values]:
         job.folder,
         ranks=job.plan.gpus_per_node,
         threads=job.plan.threads_per_rank,
-        environment=job.training().environment(),
+        environment=library_settings(job.config, job.plan.device),
         watch=lambda: None,
     )
     if ended.was_stopped:

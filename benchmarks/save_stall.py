@@ -94,6 +94,7 @@ def in_a_rank(options: argparse.Namespace) -> dict[str, list[float]]:
     from llmtrain.hardware import num_cores
     from llmtrain.job import Job
     from llmtrain.plan import make_plan
+    from llmtrain.training import library_settings
 
     batch, length = options.sizes.split("x")
     words = [
@@ -111,7 +112,7 @@ def in_a_rank(options: argparse.Namespace) -> dict[str, list[float]]:
     job = Job(config, make_plan(config, manifest), manifest)
     job.fill_folder()
     places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    shared = shared_environment(num_cores()) | places | job.training().environment()
+    shared = shared_environment(num_cores()) | places | library_settings(config, "cpu")
     command = [sys.executable, "-m", "benchmarks.save_stall", "--rank", str(job.folder.path)]
     subprocess.run(command, env=os.environ | shared, check=True)
     return json.loads((job.folder.path / "stall.json").read_text())  # type: ignore[no-any-return]

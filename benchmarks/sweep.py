@@ -1,0 +1,147 @@
+"""A search beside a random one of as many trials, killed half-way; and what a trial costs in it.
+
+    python -m benchmarks.sweep [--seeds 5] [--trials 24]
+
+The space is optimizer, learning rate and schedule of llama_tiny, 40 steps a trial, two at a time. The
+first search is killed at half of its trials and started again. Then three points are run by
+commands of their own and as a grid, and what they take beside training is compared. Writes
+results/<date>-<machine>/sweep.json and .md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from llmtrain.errors import DONE
+from llmtrain.folder import write_json, write_text
+from llmtrain.hardware import cpu_name
+
+HERE = Path(__file__).parent
+OUTPUTS = Path("outputs/sweep_benchmark")
+RUN = ["model=llama_tiny", "train.max_steps=40", "train.seq_len=64", "train.global_batch=8"]
+RUN += ["train.eval_every=8", "train.eval_batches=16", "hardware=cpux1", "zero.stage=0"]
+SPACE = ["optimizer=adamw,muon", "optimizer.lr=tag(log,interval(1e-6,1))"]
+SPACE += ["schedule=cosine,linear,constant"]
+POINTS = (1, 2, 3)
+
+
+def main() -> int:
+    assert __doc__ is not None
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=usage)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    shutil.rmtree(OUTPUTS, ignore_errors=True)
+    rows = [
+        searched(sampler, seed, options.trials)
+        for seed in range(options.seeds)
+        for sampler in ("tpe", "random")
+    ]
+    report(options.out, rows, overheads())
+    return DONE
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "llmtrain.run", *words]
+
+
+def searched(sampler: str, seed: int, num_trials: int) -> dict[str, Any]:
+    """One search of its own outputs, so that none finds another's runs done."""
+    root = OUTPUTS / f"{sampler}_{seed}"
+    how = [f"sweep.sampler={sampler}", f"sweep.seed={seed}", f"sweep.num_trials={num_trials}"]
+    how += ["sweep.pruner=none"] if sampler == "random" else []
+    words = command("-m", "sweep=search", *RUN, *SPACE, *how, "sweep.num_parallel=2")
+    words.append(f"output_root={root}")
+    was_killed = sampler == "tpe" and seed == 0
+    begun = time.monotonic()
+    if was_killed:
+        kill_half_way(words, root, num_trials // 2)
+    subprocess.run(words, check=False)
+    trials = record_of(root)["trials"]
+    best = min(trial["values"][0] for trial in trials if trial["values"])
+    states = [trial["state"] for trial in trials]
+    row = {"sampler": sampler, "seed": seed, "was_killed": was_killed, "best": best}
+    row |= {"trials": len(trials), "seconds": time.monotonic() - begun}
+    row |= {state: states.count(state) for state in ("done", "pruned", "failed")}
+    print(row, flush=True)
+    return row
+
+
+def kill_half_way(words: list[str], root: Path, num_trials: int) -> None:
+    """Start a search and kill it when so many of its trials are over."""
+    started = subprocess.Popen(words)
+    while num_over(root) < num_trials:
+        time.sleep(0.2)
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+
+
+def num_over(root: Path) -> int:
+    if not list(root.glob("*/sweep.json")):
+        return 0
+    return sum(trial["state"] in ("done", "pruned") for trial in record_of(root)["trials"])
+
+
+def record_of(root: Path) -> dict[str, Any]:
+    (path,) = root.glob("*/sweep.json")
+    return dict(json.loads(path.read_text()))
+
+
+def overheads() -> dict[str, float]:
+    """Seconds a run takes beside its training: by its own command, and as one of a grid."""
+    own = [timed(f"seed={seed}", f"output_root={OUTPUTS}/own") for seed in POINTS]
+    seeds = ",".join(map(str, POINTS))
+    grid = timed("-m", f"seed={seeds}", f"output_root={OUTPUTS}/grid")
+    one = timed("-m", f"seed=choice({POINTS[0]})", f"output_root={OUTPUTS}/one")
+    trained = {name: trained_seconds(OUTPUTS / name) for name in ("own", "grid")}
+    return {
+        "a command of its own": median(own) - median(trained["own"]),
+        "one more point of a grid": (grid - one) / (len(POINTS) - 1) - median(trained["grid"]),
+    }
+
+
+def timed(*words: str) -> float:
+    begun = time.monotonic()
+    subprocess.run(command(*words, *RUN), check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - begun
+
+
+def trained_seconds(root: Path) -> list[float]:
+    found = [json.loads(path.read_text()) for path in root.glob("*/summary.json")]
+    return [float(summary["elapsed_seconds"]) for summary in found]
+
+
+def report(out: Path, rows: list[dict[str, Any]], beside: dict[str, float]) -> None:
+    """Print and keep the table."""
+    folder = out / f"{date.today()}-{platform.machine()}"
+    write_json(folder / "sweep.json", {"machine": cpu_name(), "rows": rows, "overheads": beside})
+    names = list(rows[0])
+    lines = [f"# Searches: {cpu_name()}, {date.today()}", "", " | ".join(["", *names, ""]).strip()]
+    lines.append("|" + " --- |" * len(names))
+    for row in rows:
+        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    best = {(row["sampler"], row["seed"]): row["best"] for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    won = sum(best["tpe", seed] < best["random", seed] for seed in seeds)
+    lines += ["", f"The search found a lower loss in {won} of {len(seeds)} seeds."]
+    lines += [f"- {name}: {value:.2f} s beside training" for name, value in beside.items()]
+    text = "\n".join(lines) + "\n"
+    write_text(folder / "sweep.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
