@@ -2,8 +2,8 @@
 
     python -m benchmarks.sweep [--seeds 5] [--trials 24]
 
-The space is optimizer, learning rate and schedule of llama_tiny, 40 steps a trial, two at a time. The
-first search is killed at half of its trials and started again. Then three points are run by
+The space is optimizer, learning rate and schedule of llama_tiny, 40 steps a trial, two at a time.
+The first search is killed at half of its trials and started again. Then three points are run by
 commands of their own and as a grid, and what they take beside training is compared. Writes
 results/<date>-<machine>/sweep.json and .md.
 """

@@ -41,6 +41,7 @@ class Slurm(Local):
 
     kind: str = "slurm"
     queues: ClassVar[bool] = True
+    gathers = False  # set where many folders are filled before any is queued
     partition: str | None = unlearned()
     account: str | None = unlearned()
     qos: str | None = unlearned()
@@ -68,19 +69,35 @@ class Slurm(Local):
         write_text(script, text)
         if not self.submit:
             print(f"{script}:\n\n{text}")
-            return
-        words = ["sbatch", "--parsable", str(script)]
-        asked = subprocess.run(words, capture_output=True, text=True, check=False)
-        if asked.returncode:
-            said = " ".join(asked.stderr.removeprefix("sbatch: error:").split())
-            raise ConfigError("launcher", "slurm", f"is refused: {said}", f"see {script}")
-        job = asked.stdout.strip().split(";")[0]
+        if self.submit and not self.gathers:
+            job = submitted(script)
+            self.note(folder, job)
+            if self.wait:
+                follow(job, watch)
+
+    def note(self, folder: RunFolder, job: str) -> None:
+        """Say in the folder, and here, which job trains it."""
         write_json(folder.path / "slurm.json", {"job": job})
         folder.write_status("queued", folder.newest_step)
         print(f"Slurm job {job}: {folder.path}")
         print(f"Log: {self.log(folder).replace('%j', job)}")
-        if self.wait:
-            follow(job, watch)
+
+    def queue_gathered(self, folders: list[RunFolder], place: Path) -> None:
+        """Queue folders that were gathered: those that need the same as one array of jobs."""
+        folders = [RunFolder(folder.path.absolute()) for folder in folders]
+        by_need: dict[str, list[RunFolder]] = {}
+        for folder in folders:
+            by_need.setdefault(needs_of(folder), []).append(folder)
+        for number, (needs, alike) in enumerate(by_need.items()):
+            if len(alike) == 1:
+                self.note(alike[0], submitted(alike[0].path / "job.sh"))
+                continue
+            script = place.absolute() / "jobs" / f"array_{number}.sh"
+            write_text(script.with_suffix(".txt"), "".join(f"{each.path}\n" for each in alike))
+            write_text(script, array_script(needs, script, len(alike)))
+            job = submitted(script)
+            for task, folder in enumerate(alike):
+                self.note(folder, f"{job}_{task}")
 
     def refuse_twin(self, folder: RunFolder) -> None:
         """Raise ConfigError where a job for the folder is in the queue."""
@@ -157,6 +174,37 @@ def memory_gib(plan: "Plan") -> float:
     """Of a node: what the plan counts on the host, and the imports of each rank."""
     name = "host_peak_gib" if plan.device == "cuda" else "device_peak_gib"
     return MEMORY_MARGIN * plan.gpus_per_node * (plan.memory[name] + IMPORTS_GIB)
+
+
+def submitted(script: Path) -> str:
+    """The number of the job that Slurm makes of a script. Raises ConfigError where it refuses."""
+    words = ["sbatch", "--parsable", str(script)]
+    asked = subprocess.run(words, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        said = " ".join(asked.stderr.removeprefix("sbatch: error:").split())
+        raise ConfigError("launcher", "slurm", f"is refused: {said}", f"see {script}")
+    return asked.stdout.strip().split(";")[0]
+
+
+def needs_of(folder: RunFolder) -> str:
+    """What a folder's job asks of Slurm, without what is its own."""
+    lines = (folder.path / "job.sh").read_text().splitlines()
+    own = ("#SBATCH --job-name=", "#SBATCH --output=")
+    return "\n".join(x for x in lines if x.startswith("#SBATCH ") and not x.startswith(own))
+
+
+def array_script(needs: str, script: Path, num_jobs: int) -> str:
+    """The batch script of an array; each of its jobs does what the folder's own would."""
+    folders = shlex.quote(str(script.with_suffix(".txt")))
+    return f"""#!/bin/bash
+{needs}
+#SBATCH --job-name={script.parent.parent.name}
+#SBATCH --array=0-{num_jobs - 1}
+#SBATCH --output={script.with_suffix("")}_%a.log
+run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {folders})
+exec >> "$run/logs/slurm_${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID.log" 2>&1
+exec bash "$run/job.sh"
+"""
 
 
 def job_of(folder: RunFolder) -> str | None:

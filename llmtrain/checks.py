@@ -11,6 +11,7 @@ from llmtrain.hardware import Machine
 from llmtrain.kernel.packed import keeps_apart
 from llmtrain.model.facts import Facts
 from llmtrain.offloading import require_libaio
+from llmtrain.on_finish import Shutdown
 from llmtrain.optimizer.base import require_compiler
 from llmtrain.schema import check_bounds
 
@@ -201,8 +202,17 @@ def check_here(config: RunConfig, offload_optimizer: str, offload_params: str) -
     """Raise ConfigError for what this machine lacks to train a run that can be planned anywhere."""
     config.adapter.check_here(config.model.path)
     config.optimizer.check_here()
-    config.on_finish.check()
+    check_after_the_end(config)
     check_compiler(config, offload_optimizer, offload_params)
+
+
+def check_after_the_end(config: RunConfig) -> None:
+    """A machine of a cluster is not the user's to turn off."""
+    shutdown = config.on_finish.shutdown
+    if config.launcher.queues and shutdown is not Shutdown.never:
+        remedy = "leave it out; on_finish.command is run when the job has ended"
+        raise ConfigError("on_finish.shutdown", shutdown.value, "is for your own machine", remedy)
+    config.on_finish.check()
 
 
 def check_compiler(config: RunConfig, offload_optimizer: str, offload_params: str = "none") -> None:

@@ -106,6 +106,13 @@ def test_the_countdown_comes_after_the_last_point_and_ctrl_c_cancels_it(command:
     assert lines_of(command.folder / "shut_down") == []
 
 
+def test_a_job_of_a_cluster_may_not_shut_a_machine_down(command: Command) -> None:
+    words = ["launcher=slurm", "launcher.submit=false", "train.max_steps=2"]
+    ended = command.run(*asking(command, "always", *words))
+    assert ended.returncode == 2
+    assert "on_finish.shutdown=always is for your own machine" in ended.stderr
+
+
 def test_a_rehearsal_is_followed_by_nothing(command: Command) -> None:
     ended = command.run(*asking(command, "always", "train.max_steps=2", "launcher=dry"))
     assert ended.returncode == 0, ended.stderr

@@ -155,9 +155,25 @@ class Sweep:
                 self.look()
                 if requests.is_one:
                     self.stop(requests.is_urgent)
+        self.queue_gathered()
         self.write()
         self.board.show_all()
         return self.code(requests.is_one)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether all folders are filled before any is queued, so that jobs may be an array."""
+        launcher = self.first.launcher
+        return bool(launcher.queues and launcher.submit and not self.follows_queue)
+
+    def queue_gathered(self) -> None:
+        """Queue what waits for it."""
+        gathered = [trial for trial in self.trials.trials if trial.state == "planned"]
+        folders = [trial.folder for trial in gathered if trial.folder is not None]
+        if self.gathers and folders:
+            self.first.launcher.queue_gathered(folders, self.folder.path)
+            for trial in gathered:
+                trial.state = "queued"
 
     def code(self, was_stopped: bool) -> int:
         if was_stopped:
@@ -184,6 +200,8 @@ class Sweep:
         """Whether some process trains in the trial's folder, perhaps of a sweep that was killed."""
         if trial.config is None:
             return False
+        if self.first.launcher.queues:
+            return False  # the queue knows
         names = [each.trial.folder and each.trial.folder.path.name for each in self.running]
         return trial.config.run_name in names or run_folder(trial.config).is_locked()
 
@@ -205,6 +223,8 @@ class Sweep:
 
     def trainer(self, trial: Trial, seat: Seat) -> Trainer:
         assert trial.config is not None
+        if self.gathers:
+            trial.config.launcher.gathers = True
         log = None if self.is_alone else self.folder.log(trial.number)
         own = [word for word in trial.words if not word.startswith("sweep")]
         return Trainer(self.run, own, trial.config, seat, log)
@@ -292,7 +312,7 @@ class Sweep:
             trial.folder.write_status("pruned", said.get("step", 0))
             return "pruned"
         if code == DONE and self.first.launcher.queues:
-            is_bad = state not in ("done", "queued") and not self.is_queued(trial)
+            is_bad = state not in ("done", "queued", "planned") and not self.is_queued(trial)
             return "failed" if is_bad else state
         return {DONE: "done", STOPPED: "stopped", REFUSED: "refused"}.get(code, "failed")
 

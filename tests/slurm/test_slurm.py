@@ -162,14 +162,29 @@ def test_a_cancelled_job_stays_away_and_the_same_command_continues_it(lab: Lab) 
     lab.cluster.wait_for(again, *ENDED)
 
 
-def test_each_point_of_a_multirun_is_a_job(lab: Lab) -> None:
+def test_the_points_of_a_multirun_that_need_the_same_are_one_array_of_jobs(lab: Lab) -> None:
     done = lab.run("-m", "seed=0,1", "train.max_steps=5")
     assert done.returncode == 0, done.stderr
     jobs = [part.split(":")[0] for part in done.stdout.split("Slurm job ")[1:]]
-    assert len(jobs) == 2
+    array = jobs[0].split("_")[0]
+    assert jobs == [f"{array}_0", f"{array}_1"]
     for job in jobs:
         assert lab.cluster.wait_for(job, *ENDED) == "COMPLETED"
     assert all(RunFolder(run).read_status()["state"] == "done" for run in lab.command.runs())
+    assert len(lab.command.runs()) == 2
+    again = lab.run("-m", "seed=0,1", "train.max_steps=5")
+    assert again.returncode == 0 and "Slurm job" not in again.stdout
+
+
+def test_a_search_keeps_its_trials_in_the_queue_and_hears_how_they_end(lab: Lab) -> None:
+    words = ["sweep=search", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "train.max_steps=5"]
+    done = lab.run("-m", *words, "sweep.num_trials=3", "sweep.num_parallel=2")
+    assert done.returncode == 0, done.stderr
+    (record,) = (lab.command.folder / "outputs").glob("*/sweep.json")
+    trials = json.loads(record.read_text())["trials"]
+    assert [trial["state"] for trial in trials] == ["done"] * 3
+    assert all(trial["values"] for trial in trials)
+    assert len(lab.command.runs()) == 3
 
 
 def test_what_would_be_queued_can_be_read_and_what_cannot_work_is_not_queued(lab: Lab) -> None:
