@@ -10,7 +10,7 @@ from llmtrain.report.importance import Importance, is_logarithmic
 from llmtrain.report.record import Run, number
 from llmtrain.report.scaling import PowerLaw, fit, frontier, sized_runs
 
-MOST_AXES = 10
+MOST_AXES = 8
 LEAST_LINES = 4  # fewer can be read from the table
 LINE_POINTS = 60
 
@@ -119,18 +119,18 @@ def scaling_chart(comparison: Comparison) -> dict[str, Any]:
     return {
         "runs": [scaling_point(comparison, run, run in chosen) for run in runs],
         "law": law_line(law, chosen) if law else {},
-        "text": law_text(law, len(chosen)),
+        "constants": law_constants(law) if law else {},
+        "numSizes": len(chosen),
     }
 
 
 def scaling_point(comparison: Comparison, run: Run, is_best: bool) -> dict[str, Any]:
-    size = figures.size(run.parameters or 0.0)
     return {
-        "label": f"{comparison.label(run)}<br>{size} parameters",
+        "label": comparison.label(run),
         "flops": run.flops,
         "loss": run.eval_loss,
         "isBest": is_best,
-        "size": size,
+        "size": figures.size(run.parameters or 0.0),
     }
 
 
@@ -142,14 +142,14 @@ def law_line(law: PowerLaw, runs: list[Run]) -> dict[str, Any]:
     return {"flops": xs, "losses": [law.loss(x) for x in xs], "floor": law.floor}
 
 
-def law_text(law: PowerLaw | None, num_points: int) -> str:
-    """The law with its constants, or why none is drawn."""
-    if law is None:
-        return f"No power law is drawn: the best runs of {num_points} sizes do not determine one."
-    return (
-        f"L = {law.floor:.3f} + {figures.scientific(law.amplitude)} × C^−{law.alpha:.3f}, "
-        f"α between {law.low:.3f} and {law.high:.3f}"
-    )
+def law_constants(law: PowerLaw) -> dict[str, str]:
+    """The constants of L = E + A * C ** -alpha as text."""
+    return {
+        "floor": f"{law.floor:.3f}",
+        "factor": figures.scientific(law.amplitude),
+        "alpha": f"{law.alpha:.3f}",
+        "between": f"{law.low:.3f} and {law.high:.3f}",
+    }
 
 
 def reality_chart(comparison: Comparison) -> dict[str, Any]:

@@ -24,6 +24,7 @@ TITLES = {
     "tokens_per_second": "tokens/s",
     "memory_gib": "memory (GiB)",
 }
+MOST_WORDS = 6
 FIGURES = {"loss": "train_loss", "elapsed_seconds": "seconds"}  # records' names beside a run's own
 
 
@@ -123,9 +124,11 @@ class Comparison:
         return {name: value for name, value in found.items() if value}
 
     def label(self, run: Run) -> str:
-        """A run in a few words: what differs, or its name."""
-        words = " ".join(f"{name}={value}" for name, value in self.settings(run).items())
-        return f"#{run.number} {words}".strip() if run.number is not None else words or run.name
+        """A run in a few words: what differs, or its name where that would take many."""
+        settings = self.settings(run)
+        words = " ".join(f"{name}={value}" for name, value in settings.items())
+        number = "" if run.number is None else f"#{run.number} "
+        return number + (words if 0 < len(settings) <= MOST_WORDS else run.name)
 
     @property
     def states(self) -> dict[str, int]:
@@ -144,13 +147,21 @@ def compare(paths: list[Path]) -> Comparison:
         if not path.is_dir():
             raise ConfigError("path", path, "does not exist", "give folders of runs or of a sweep")
     sweeps = {path: read_sweep(path) for path in paths if (path / SWEEP).exists()}
+    only = len(paths) == 1 and paths[0] in sweeps
     runs = [run for path in paths for run in runs_of(path, sweeps.get(path))]
+    runs = runs if only else side_by_side(runs)
     if not runs:
         raise ConfigError("path", paths[0], "holds no runs", "give folders of runs or of a sweep")
-    place, only = paths[0], len(paths) == 1 and paths[0] in sweeps
+    place = paths[0]
     objectives = objectives_of(sweeps[place]) if only else []
     name = str(sweeps[place].get("name") or place.resolve().name) if only else name_of(paths, runs)
     return Comparison(name, place, runs, objectives or default_objectives(runs), only)
+
+
+def side_by_side(runs: list[Run]) -> list[Run]:
+    """Runs that are not of one sweep alone: each folder once, compared by its config."""
+    plain = [replace(run, number=None, params=None, values=None) for run in runs]
+    return list({run.path.resolve() if run.path else id(run): run for run in plain}.values())
 
 
 def name_of(paths: list[Path], runs: list[Run]) -> str:

@@ -89,8 +89,15 @@ def shown(value: Any) -> str:
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
-    """Each key as its last word, where that is the only one; a choice as its group."""
+    """Each key as the fewest of its last words that no other ends in; a choice as its group."""
     plain = {key: key.removesuffix(".name").removesuffix(".kind") for key in keys}
-    last = {key: plain[key].split(".")[-1] for key in keys}
-    words = list(last.values())
-    return {key: last[key] if words.count(last[key]) == 1 else plain[key] for key in keys}
+    return {key: shortest(plain[key], list(plain.values())) for key in keys}
+
+
+def shortest(key: str, keys: list[str]) -> str:
+    """The fewest last words of a key that tell it from the other keys."""
+    words = key.split(".")
+    ends = [".".join(words[place:]) for place in reversed(range(len(words)))]
+    return next(
+        (end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key
+    )

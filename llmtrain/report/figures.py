@@ -42,7 +42,7 @@ def percent(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    return span(seconds)
+    return span(seconds) if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def money(value: float) -> str:

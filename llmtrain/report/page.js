@@ -227,6 +227,7 @@ function drawParallel() {
   const data = charts.parallel;
   const lines = { color: data.ranks, colorscale: [[0, ink("scale-low")], [1, ink("scale-high")]], cmin: 0, cmax: 1 };
   const plain = { color: ink("ink"), size: 12 };
+  find("parallel-chart").style.minWidth = 125 * data.axes.length + "px";
   Plotly.react("parallel-chart", [{
     type: "parcoords", dimensions: data.axes.map(dimension).map((part) => ({ ...part, label: escaped(part.label) })), line: lines,
     labelfont: { color: ink("ink"), size: 13 }, tickfont: plain, rangefont: { color: "rgba(0,0,0,0)", size: 1 },
@@ -271,14 +272,14 @@ function drawScaling() {
     const colour = isBest ? ink("accent") : ink("faded");
     return {
       type: "scatter", mode: isBest ? "markers+text" : "markers", x: chosen.map((run) => run.flops), y: chosen.map((run) => run.loss),
-      text: chosen.map((run) => run.size), textposition: "top center", textfont: { color: ink("quiet"), size: 12 }, cliponaxis: false,
-      customdata: chosen.map((run) => escaped(run.label).replace("&lt;br&gt;", "<br>")), marker: { size: isBest ? 9 : 6, color: colour, symbol: isBest ? "circle" : "circle-open" },
+      text: chosen.map((run) => run.size), textposition: "bottom center", textfont: { color: ink("quiet"), size: 12 }, cliponaxis: false,
+      customdata: chosen.map((run) => escaped(run.label) + "<br>" + run.size + " parameters"), marker: { size: isBest ? 9 : 6, color: colour, symbol: isBest ? "circle" : "circle-open" },
       hovertemplate: "<b>%{y:.4f}</b> at %{x:.3~g} FLOPs<br>%{customdata}<extra></extra>",
     };
   };
   const curve = law.flops ? [{ type: "scatter", mode: "lines", x: law.flops, y: law.losses, line: { color: ink("accent"), width: 1.5, dash: "dash" }, hoverinfo: "skip" }] : [];
   const x = axis("training FLOPs", { type: "log", exponentformat: "power", dtick: "D2" });
-  const y = axis("held-out loss", { type: "log", dtick: "D1", exponentformat: "none" });
+  const y = axis("held-out loss");
   Plotly.react("scaling-chart", [...curve, points(false), points(true)], layout(x, y, { margin: { l: 8, r: 24, t: 24, b: 8 } }), OPTIONS);
 }
 

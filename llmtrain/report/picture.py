@@ -45,7 +45,7 @@ def draw_losses(panel: Any, comparison: Comparison) -> None:
         is_best = run in best
         colour = BEST if is_best else PLAIN if id(run) in done else PRUNED
         label = comparison.label(run).replace("$", r"\$") if is_best else None
-        width, strength = (2.0, 1.0) if is_best else (0.9, 0.55)
+        width, strength = (2.0, 1.0) if is_best else (0.9, max(0.15, 0.6 - len(done) / 400))
         panel.plot(*finite(curve), color=colour, lw=width, alpha=strength, label=label)
     finish(panel, "steps", "held-out loss" if has_held_out else "training loss")
     if best:

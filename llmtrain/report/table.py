@@ -134,19 +134,15 @@ def setting_column(key: str, title: str, runs: list[Run]) -> Column:
 
 def columns(comparison: Comparison) -> list[Column]:
     """Those that a reader gets: what has something to say."""
-    figures_shown = [
+    told = [
         column
         for column in [*objective_columns(comparison), *FIGURES]
         if not is_idle(column, comparison.runs)
     ]
-    chosen = [
-        TRIAL,
-        NAME,
-        STATE,
-        *setting_columns(comparison)[:MOST_VARIED],
-        *figures_shown,
-        ERROR,
-    ]
+    first = [column for column in told if column.name == comparison.objective.name]
+    rest = [column for column in told if column not in first]
+    settings = setting_columns(comparison)[:MOST_VARIED]
+    chosen = [TRIAL, NAME, STATE, *first, *settings, *rest, ERROR]
     return [column for column in chosen if column.has_any(comparison.runs)]
 
 
@@ -226,8 +222,10 @@ def worth(comparison: Comparison, run: Run) -> str:
 
 def counted(comparison: Comparison) -> str:
     """How many runs there are, and how they stand."""
+    if len(comparison.runs) == 1:
+        return f"1 run: {comparison.runs[0].state}"
     states = ", ".join(f"{number} {state}" for state, number in comparison.states.items())
-    return f"{len(comparison.runs)} run{'s' if len(comparison.runs) != 1 else ''}: {states}"
+    return f"{len(comparison.runs)} runs: {states}"
 
 
 def totals(runs: list[Run]) -> list[tuple[str, str]]:
