@@ -267,7 +267,7 @@ def test_broken_folders_are_rows_that_say_so(
 ) -> None:
     make_run(tmp_path / "whole", {"optimizer.lr": 0.001}, num_steps=50)
     for name in ("status.json", "plan.json", "config.yaml", "metrics.jsonl", "summary.json"):
-        folder = make_run(tmp_path / name, {"optimizer.lr": 0.01}, num_steps=50)
+        folder = make_run(tmp_path / f"bad_{name}", {"optimizer.lr": 0.01}, num_steps=50)
         (folder.path / name).write_bytes(b"{\xff: [torn")
     strange = make_run(tmp_path / "strange", num_steps=50)
     for path in (strange.path / "plan.json", strange.config, strange.summary):
@@ -277,9 +277,9 @@ def test_broken_folders_are_rows_that_say_so(
     RunFolder(tmp_path / "new").write_status("planned", 0)
     rows = {row["run"]: row for row in csv_rows([str(tmp_path)], capsys)}
     assert len(rows) == 8
-    assert rows["status.json"]["state"] == "unreadable"
+    assert rows["bad_status.json"]["state"] == "unreadable"
     for name in ("status.json", "plan.json", "config.yaml", "metrics.jsonl", "summary.json"):
-        assert rows[name]["error"] == f"{name} cannot be read"
+        assert rows[f"bad_{name}"]["error"] == f"{name} cannot be read"
     said = "config.yaml cannot be read; plan.json cannot be read; summary.json cannot be read"
     assert rows["strange"]["error"] == said
     assert (rows["new"]["state"], rows["new"]["error"]) == ("planned", "")

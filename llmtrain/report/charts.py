@@ -41,7 +41,9 @@ def loss_chart(comparison: Comparison) -> dict[str, Any]:
 
 def outcome(comparison: Comparison, run: Run) -> str:
     value = comparison.value(run)
-    return "" if value is None else f"{comparison.objective.title} {figures.loss(value)}"
+    return (
+        "" if value is None else f"{comparison.objective.title} {comparison.objective.show(value)}"
+    )
 
 
 def parallel_chart(comparison: Comparison) -> dict[str, Any]:
@@ -86,7 +88,10 @@ def setting_axis(title: str, values: list[Any]) -> dict[str, Any]:
     numbers = [value for value in values if number(value) is not None]
     if len(numbers) == len(values):
         return number_axis(title, numbers)
-    names = sorted({shown(value) or "none" for value in values})
+    order = sorted(
+        values, key=lambda value: (number(value) is None, number(value) or 0, shown(value))
+    )
+    names = list(dict.fromkeys(shown(value) or "none" for value in order))
     places = [names.index(shown(value) or "none") for value in values]
     return {"title": title, "values": places, "names": names}
 

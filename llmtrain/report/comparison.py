@@ -10,6 +10,7 @@ from typing import Any
 
 from llmtrain.errors import ConfigError
 from llmtrain.folder import RunFolder
+from llmtrain.report import figures
 from llmtrain.report.differences import setting, short_names, shown, varied_keys
 from llmtrain.report.record import Run, number, read_object, read_run
 from llmtrain.status import runs_below
@@ -38,6 +39,11 @@ class Objective:
     @property
     def title(self) -> str:
         return TITLES.get(self.name, self.name)
+
+    def show(self, value: float | None) -> str:
+        """Its value as text: losses to the digits that tell runs apart."""
+        is_fine = "loss" in self.name or "bits" in self.name
+        return "" if value is None else figures.loss(value) if is_fine else figures.figure(value)
 
     def figure(self, run: Run) -> float | None:
         """What the run's own folder says of it."""

@@ -99,9 +99,9 @@ def tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
 def best_tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     """What the best run attained."""
     best, objective = comparison.best[0], comparison.objective
-    value = comparison.value(best)
+    figure = objective.show(comparison.value(best))
     whose = "of the best run" if len(comparison.runs) > 1 else "at the end"
-    found = [(objective.title, "" if value is None else figures.loss(value), whose)]
+    found = [(objective.title, figure, whose)]
     others = [("eval_perplexity", "perplexity", figures.figure)]
     others += [("eval_bits_per_byte", "bits per byte", figures.loss)]
     for name, title, show in others:

@@ -65,7 +65,9 @@ def side_by_side(comparison: Comparison, writers: list[Run], prompt: str) -> lis
 def sample(comparison: Comparison, run: Run, prompt: str, is_good: bool) -> Sample:
     row = [row for row in run.samples if row["prompt"] == prompt][-1]
     value = comparison.value(run)
-    outcome = "" if value is None else f"{comparison.objective.title} {value:.4g}"
+    outcome = (
+        "" if value is None else f"{comparison.objective.title} {comparison.objective.show(value)}"
+    )
     place = comparison.ranked.index(run)
     rank = "best" if place == 0 else f"{ordinal(place + 1)}" if is_good else "worst"
     note = ", ".join(part for part in (rank, outcome, f"step {row['step']}") if part)

@@ -208,16 +208,11 @@ def headline(comparison: Comparison) -> str:
     runs = comparison.runs
     parts = [counted(comparison)]
     if comparison.finished:
-        best, title = comparison.best[0], comparison.objective.title
-        parts.append(f"Best: {comparison.label(best)} with {title} {worth(comparison, best)}")
+        best, objective = comparison.best[0], comparison.objective
+        worth = f"{objective.title} {objective.show(comparison.value(best))}"
+        parts.append(f"Best: {comparison.label(best)} with {worth}")
     parts += [text for _, text in totals(runs)]
     return ". ".join(parts) + "."
-
-
-def worth(comparison: Comparison, run: Run) -> str:
-    """A run's figure of the first objective."""
-    value = comparison.value(run)
-    return "" if value is None else figures.loss(value)
 
 
 def counted(comparison: Comparison) -> str:
