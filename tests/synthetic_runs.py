@@ -151,10 +151,10 @@ def write_samples(folder: RunFolder, text: str, reached: int) -> None:
     lines.close()
 
 
-def make_sweep(root: Path, num_runs: int, name: str = "lr_and_size") -> Path:
+def make_sweep(root: Path, num_runs: int, name: str = "lr_and_size", num_steps: int = 400) -> Path:
     """A sweep's folder beside the folders of its runs, some of them pruned, failed or refused."""
     random_ = random.Random(num_runs)
-    trials = [make_trial(root, number, random_) for number in range(num_runs)]
+    trials = [make_trial(root, number, random_, num_steps) for number in range(num_runs)]
     sweep = {
         "name": name,
         "words": ["-m", f"sweep={name}"],
@@ -165,7 +165,7 @@ def make_sweep(root: Path, num_runs: int, name: str = "lr_and_size") -> Path:
     return root / name
 
 
-def make_trial(root: Path, number: int, random_: random.Random) -> dict[str, Any]:
+def make_trial(root: Path, number: int, random_: random.Random, num_steps: int) -> dict[str, Any]:
     """A trial as a sweep keeps it, and its run's folder."""
     size = SIZES[number % len(SIZES)]
     params = {
@@ -184,7 +184,8 @@ def make_trial(root: Path, number: int, random_: random.Random) -> dict[str, Any
         params,
         number,
         "stopped" if state == "pruned" else state,
-        reached=400 if state == "done" else 100 + 50 * (number % 3),
+        num_steps=num_steps,
+        reached=num_steps if state == "done" else num_steps * (2 + number % 3) // 8,
         size=size,
         error=error,
     )

@@ -1,7 +1,6 @@
 """One run as its folder tells of it; what is broken or missing is None, and said in one line."""
 
 import json
-import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ from llmtrain.metrics import read_records
 from llmtrain.status import state_of, status_of
 
 T = TypeVar("T")
+
+LARGEST = 1e300  # what is beyond comes of numbers that went wrong
 
 # libyaml's is ten times as fast; a PyYAML that was built without it has the other
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -68,11 +69,11 @@ class Run:
 
     @cached_property
     def train_loss(self) -> float | None:
-        return last(known(self.losses, "loss"))
+        return latest(self.losses, "loss")
 
     @cached_property
     def steps(self) -> float | None:
-        reached = [number_at(self.status, "step"), last(known(self.losses, "step"))]
+        reached = [number_at(self.status, "step"), latest(self.losses, "step")]
         return max((step for step in reached if step is not None), default=None)
 
     @cached_property
@@ -86,7 +87,7 @@ class Run:
 
     @cached_property
     def seconds(self) -> float | None:
-        return last(known(self.losses, "elapsed_seconds"))
+        return latest(self.losses, "elapsed_seconds")
 
     @cached_property
     def cost(self) -> float | None:
@@ -226,8 +227,8 @@ def read_samples(path: Path) -> list[dict[str, str]]:
 
 def number(value: Any) -> float | None:
     """A value where it is a finite number."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and abs(value) < 1e300 and math.isfinite(value) else None
+    is_number = type(value) is float or type(value) is int  # a truth value is none
+    return value if is_number and -LARGEST < value < LARGEST else None  # nor is a NaN
 
 
 def number_at(values: Any, *names: str) -> float | None:
@@ -246,8 +247,10 @@ def some(value: float | None) -> list[float]:
     return [] if value is None else [value]
 
 
-def last(values: list[T]) -> T | None:
-    return values[-1] if values else None
+def latest(rows: list[dict[str, Any]], name: str) -> float | None:
+    """The last finite number of that name."""
+    found = (value for row in reversed(rows) if (value := number(row.get(name))) is not None)
+    return next(found, None)
 
 
 def middle(values: list[float]) -> float | None:
