@@ -78,8 +78,8 @@ def keep(options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
         "# What a report takes",
         "",
         f"`python -m benchmarks.report --steps {options.steps}` of {date.today()} on {cpu_name()}, "
-        f"beside other work: medians of {ROUNDS}. {options.steps // 2:,} records a run; plotly.js is "
-        "4.8 MB of each page.",
+        f"beside other work: medians of {ROUNDS}. {options.steps // 2:,} records a run; plotly.js "
+        "is 4.8 MB of each page.",
         "",
         "| runs | seconds | of a processor | MB |",
         "| --: | --: | --: | --: |",
