@@ -33,6 +33,21 @@ for (const head of document.querySelectorAll("#runs th")) if (head.textContent.t
 }
 </script></body>"""
 
+SWITCH_ALL = """<script>
+const chart = document.getElementById("loss-chart"), told = document.createElement("ol");
+const item = (text) => Object.assign(document.createElement("li"), { textContent: text });
+const tell = (text) => told.append(item(text));
+for (const button of document.querySelectorAll("#loss-axis button")) {
+  button.click();
+  tell(chart.layout.xaxis.title.text);
+}
+for (const box of document.querySelectorAll("#loss-section input")) box.click();
+document.querySelectorAll("#runs tbody tr")[2].click();
+tell(chart.layout.xaxis.type + " " + chart.layout.yaxis.type);
+told.id = "told";
+document.body.append(told);
+</script></body>"""
+
 
 class Page(HTMLParser):
     """What a test asks of a page: its elements, its references, and its table."""
@@ -42,6 +57,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.rows: list[list[str]] = []
         self.title = ""
+        self.items: list[str] = []
         self.inside: list[str] = []
         self.feed(text)
 
@@ -61,6 +77,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "td" in self.inside and self.rows and self.rows[-1]:
             self.rows[-1][-1] += data.strip()
+        if self.inside[-2:] == ["ol", "li"]:
+            self.items.append(data)
         if self.inside[-1:] == ["title"] and "svg" not in self.inside:
             self.title += data
 
@@ -127,7 +145,14 @@ def test_a_browser_draws_a_sweep_of_twelve_without_an_error(twelve: Path) -> Non
     page = shown(out)
     assert is_drawn(page)
     assert page.title == "lr_and_size · 12 runs: 8 done, 2 pruned, 1 refused, 1 failed"
-    charts = {"loss-chart", "parallel-chart", "importance-chart", "reality-chart", "scaling-chart"}
+    charts = {
+        "loss-chart",
+        "progress-chart",
+        "parallel-chart",
+        "importance-chart",
+        "reality-chart",
+        "scaling-chart",
+    }
     assert charts <= page.ids()
     assert page.classes().count("js-plotly-plot") == len(charts)
     assert page.classes().count("main-svg") >= len(charts)
@@ -149,6 +174,17 @@ def test_a_click_on_a_header_sorts_and_another_turns_it_round(twelve: Path, tmp_
     assert heads[sorted_]["aria-sort"] == "descending"
     assert len(rates) == 12
     assert rates == sorted(rates, reverse=True)
+
+
+@WITH_BROWSER
+def test_every_switch_of_the_loss_chart_draws_it_anew(twelve: Path, tmp_path: Path) -> None:
+    text = write_report([twelve], tmp_path / "report.html").read_text()
+    copy = tmp_path / "clicked.html"
+    copy.write_text(text.replace("</body>", SWITCH_ALL))
+    page = shown(copy)
+    assert is_drawn(page)
+    assert page.classes().count("lit") == 1
+    assert page.items == ["steps", "tokens", "training FLOPs", "minutes of training", "log log"]
 
 
 @WITH_BROWSER

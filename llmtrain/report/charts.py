@@ -7,6 +7,7 @@ from llmtrain.report.comparison import Comparison
 from llmtrain.report.curves import curve_points, held_out_curve, rounded, train_curve
 from llmtrain.report.differences import setting, shown
 from llmtrain.report.importance import Importance, is_logarithmic
+from llmtrain.report.progress import best_so_far, progress
 from llmtrain.report.record import Run, number
 from llmtrain.report.scaling import PowerLaw, fit, frontier, sized_runs
 
@@ -112,6 +113,21 @@ def importance_chart(comparison: Comparison, found: Importance) -> dict[str, Any
     shares = sorted(found.shares.items(), key=lambda item: -item[1])
     names = [comparison.short[key] for key, _ in shares]
     return {"names": names, "shares": [share for _, share in shares]} if shares else {}
+
+
+def progress_chart(comparison: Comparison) -> dict[str, Any]:
+    """The outcome of each trial of a sweep, and the best so far."""
+    trials = progress(comparison)
+    values = [value for _, value, _ in trials]
+    chart = {
+        "title": comparison.objective.title,
+        "numbers": [number for number, _, _ in trials],
+        "values": [rounded(value) for value in values],
+        "best": [rounded(value) for value in best_so_far(comparison, values)],
+        "labels": [comparison.label(run) for _, _, run in trials],
+        "isLogarithmic": is_logarithmic(values) if values else False,
+    }
+    return chart if trials else {}
 
 
 def scaling_chart(comparison: Comparison) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Figures as a reader wants them: a few digits, a unit, and nothing where nothing is known."""
 
-from llmtrain.status import span
-
 SIZES = ((1e15, "Q"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -42,7 +40,11 @@ def percent(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    return span(seconds) if seconds >= 10 else f"{seconds:.1f} s"
+    """In its largest unit, finely enough to compare."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def money(value: float) -> str:

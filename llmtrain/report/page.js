@@ -127,7 +127,7 @@ function drawLoss() {
   const hasHeldOut = runs.some((run) => run.heldOut.losses.length);
   const title = state.axis === "time" ? timeUnit()[0] + " of training" : AXES[state.axis].title;
   const traces = [
-    ...(state.train || !hasHeldOut ? lines("train", hasHeldOut ? 1 : 1.6, hasHeldOut ? 0.45 : 0.9) : []),
+    ...(state.train || !hasHeldOut ? lines("train", hasHeldOut ? 1 : 1.6, hasHeldOut ? 0.55 : 0.9) : []),
     ...lines("heldOut", many ? (runs.length > 60 ? 0.9 : 1.4) : 2.4, many ? 0.8 : 1), ...emphasised(),
   ];
   const x = axis(title, { type: state.logX ? "log" : "linear", rangemode: state.logX ? "normal" : "tozero", exponentformat: state.axis === "FLOPs" ? "power" : "SI" });
@@ -248,6 +248,18 @@ function drawImportance() {
   Plotly.react("importance-chart", [bars], layout(x, y), OPTIONS);
 }
 
+function drawProgress() {
+  const data = charts.progress;
+  const trials = {
+    type: "scatter", mode: "markers", x: data.numbers, y: data.values, text: data.labels.map(escaped),
+    marker: { color: ink("accent"), size: 7, opacity: data.values.length > 60 ? 0.45 : 0.75, line: { width: 0 } },
+    hovertemplate: "<b>%{y:.5~g}</b><br>%{text}<extra></extra>",
+  };
+  const best = { type: "scatter", mode: "lines", x: data.numbers, y: data.best, line: { color: ink("warn"), width: 2, shape: "hv" }, hoverinfo: "skip" };
+  const y = axis(data.title, { type: data.isLogarithmic ? "log" : "linear" });
+  Plotly.react("progress-chart", [best, trials], layout(axis("trial", { rangemode: "tozero" }), y), OPTIONS);
+}
+
 function drawReality() {
   const measures = charts.reality.measures;
   const ratios = measures.flatMap((measure) => measure.ratios);
@@ -318,7 +330,7 @@ function filterRows(table, words) {
 }
 
 function draw() {
-  const drawn = { loss: () => { legend(); drawLoss(); }, parallel: drawParallel, importance: drawImportance, scaling: drawScaling, reality: drawReality };
+  const drawn = { loss: () => { legend(); drawLoss(); }, progress: drawProgress, parallel: drawParallel, importance: drawImportance, scaling: drawScaling, reality: drawReality };
   for (const [name, chart] of Object.entries(charts)) if (Object.keys(chart).length) drawn[name]();
 }
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from llmtrain.errors import ConfigError
 from llmtrain.report import charts, figures, reality, table
 from llmtrain.report.comparison import Comparison
+from llmtrain.report.faults import faults
 from llmtrain.report.importance import Importance, importance
 from llmtrain.report.record import Run
 from llmtrain.report.samples import samples
@@ -35,6 +36,7 @@ def render(comparison: Comparison, out: Path) -> str:
         notes=notes(comparison),
         table=rows(comparison, out),
         columns=table.columns(comparison),
+        faults=faults(comparison),
         left_out=max(0, len(comparison.varied) - table.MOST_VARIED),
         importance=found,
         samples=samples(comparison),
@@ -72,6 +74,7 @@ def all_charts(comparison: Comparison, found: Importance) -> dict[str, Any]:
     """By the section that each is drawn in; an empty one is left out of the page."""
     return {
         "loss": charts.loss_chart(comparison),
+        "progress": charts.progress_chart(comparison),
         "parallel": charts.parallel_chart(comparison),
         "importance": charts.importance_chart(comparison, found),
         "scaling": charts.scaling_chart(comparison),

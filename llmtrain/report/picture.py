@@ -6,9 +6,8 @@ from typing import Any
 from llmtrain.errors import ConfigError
 from llmtrain.report.comparison import Comparison
 from llmtrain.report.curves import held_out_curve, train_curve
-from llmtrain.report.record import Run
+from llmtrain.report.progress import best_so_far, progress
 
-LEAST_TRIALS = 4
 POINTS = 400
 BEST, PLAIN, PRUNED = "#c1442e", "#1f6f8b", "#b9c0c6"
 
@@ -23,7 +22,7 @@ def draw(comparison: Comparison) -> bytes:
     except ImportError:
         remedy = "run: pip install -c constraints.txt -e '.[report]'"
         raise ConfigError("--format", "png", "needs matplotlib", remedy) from None
-    has_trials = comparison.is_sweep and len(progress(comparison)) >= LEAST_TRIALS
+    has_trials = bool(progress(comparison))
     figure = Figure(figsize=(12, 4.6) if has_trials else (8, 4.8), dpi=150, layout="constrained")
     panels = figure.subplots(1, 2 if has_trials else 1, squeeze=False)[0]
     draw_losses(panels[0], comparison)
@@ -61,22 +60,12 @@ def finite(curve: dict[str, list[Any]]) -> tuple[list[float], list[float]]:
 def draw_progress(panel: Any, comparison: Comparison) -> None:
     """Each trial's outcome as a point, and the best so far as a line."""
     trials = progress(comparison)
-    numbers, values = [number for number, _ in trials], [value for _, value in trials]
-    choose = max if comparison.objective.is_maximized else min
-    so_far = [choose(values[: place + 1]) for place in range(len(values))]
+    numbers, values = [number for number, _, _ in trials], [value for _, value, _ in trials]
     panel.scatter(numbers, values, s=14, color=PLAIN, alpha=0.6, linewidths=0)
+    so_far = best_so_far(comparison, values)
     panel.step(numbers, so_far, where="post", color=BEST, lw=1.8, label="best so far")
     finish(panel, "trial", comparison.objective.title)
     panel.legend(frameon=False, loc="best", fontsize=9)
-
-
-def progress(comparison: Comparison) -> list[tuple[int, float]]:
-    """The outcome of each trial that ended, in their order."""
-    numbered: list[Run] = [run for run in comparison.finished if run.number is not None]
-    found = [(run.number, comparison.value(run)) for run in numbered]
-    return sorted(
-        (place, value) for place, value in found if place is not None and value is not None
-    )
 
 
 def finish(panel: Any, x: str, y: str) -> None:

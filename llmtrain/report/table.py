@@ -150,6 +150,8 @@ def is_idle(column: Column, runs: list[Run]) -> bool:
     """Whether a figure only says again what another does, or stands on no datasheet's peak."""
     if column.name == "lowest_eval_loss":
         return all(run.lowest_eval_loss == run.eval_loss for run in runs)
+    if column.name == "num_parameters":
+        return len(runs) > 1 and len({run.parameters for run in runs if run.parameters}) == 1
     return column.name == "mfu" and all(run.planned("peak_tflops") is None for run in runs)
 
 
