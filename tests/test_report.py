@@ -309,18 +309,22 @@ def test_broken_folders_are_rows_that_say_so(
     for path in (strange.path / "plan.json", strange.config, strange.summary):
         path.write_text("[1, 2]")
     strange.metrics.write_text('5\nnull\n{"step": "x", "loss": 1}\n{"step": 3, "loss": null}\n')
-    strange.samples.write_text('{"prompt": 1}\n{"prompt": null, "text": 7}\n')
+    strange.overrides.write_text("half a 'quote")
+    halves = json.dumps({"step": 1, "prompt": "\udc80", "text": "\ud83d"})
+    strange.samples.write_text(halves + '\n{"prompt": 1}\n{"prompt": null, "text": 7}\n')
     RunFolder(tmp_path / "new").write_status("planned", 0)
     rows = {row["run"]: row for row in csv_rows([str(tmp_path)], capsys)}
     assert len(rows) == 8
     assert rows["bad_status.json"]["state"] == "unreadable"
     for name in ("status.json", "plan.json", "config.yaml", "metrics.jsonl", "summary.json"):
         assert rows[f"bad_{name}"]["error"] == f"{name} cannot be read"
-    said = "config.yaml cannot be read; plan.json cannot be read; summary.json cannot be read"
+    broken = ("config.yaml", "overrides.txt", "plan.json", "summary.json")
+    said = "; ".join(f"{name} cannot be read" for name in broken)
     assert rows["strange"]["error"] == said
     assert (rows["new"]["state"], rows["new"]["error"]) == ("planned", "")
     out = write_report([tmp_path], tmp_path / "report.html")
     assert "summary.json cannot be read" in out.read_text()
+    assert write_report([tmp_path], tmp_path / "report.png").read_bytes().startswith(PNG)
 
 
 def test_runs_that_have_recorded_nothing_are_a_table_without_charts(tmp_path: Path) -> None:
@@ -368,6 +372,11 @@ def test_with_two_objectives_all_that_no_other_beats_are_best(tmp_path: Path) ->
         trial["values"] = values
     write_json(sweep / "sweep.json", told)
     assert [run.number for run in compare([sweep]).best] == [1, 4]
+    for trial in told["trials"]:
+        trial["values"] = [3.0, None]
+    write_json(sweep / "sweep.json", told)
+    assert len(compare([sweep]).best) == 1, "by the objective that there is"
+    assert "in every objective" not in write_report([sweep], sweep / "report.html").read_text()
 
 
 def with_shares(comparison: Comparison) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """`python -m llmtrain.report`: its options, and a report in each of its formats."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def report(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out).expanduser() if arguments.out else None
     form = arguments.format or (form_of(out) if out else "html")
     if out is None and form in PRINTED:
-        print(FORMATS[form](comparison, comparison.place), end="")
+        print(made(comparison, form, comparison.place), end="")
         return
     print(write(comparison, form, out or comparison.place / f"report.{form}"))
 
@@ -74,16 +75,24 @@ def write(comparison: Comparison, form: str, out: Path) -> Path:
     """Write it in one format; its folder is made."""
     if out.is_dir():
         raise ConfigError("--out", out, "is a folder", f"say {out / f'report.{form}'}")
-    made = FORMATS[form](comparison, out)
+    content = made(comparison, form, out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, made) if isinstance(made, str) else write_bytes(out, made)
+        write_text(out, content) if isinstance(content, str) else write_bytes(out, content)
     except OSError as error:
         reason = "the disk is full" if is_disk_full(error) else str(error.strerror).lower()
         raise ConfigError("--out", out, f"cannot be written ({reason})", "say another") from None
     return out
 
 
+def made(comparison: Comparison, form: str, out: Path) -> str | bytes:
+    """A report in one format; what of a name is no text (half a character) becomes a ?."""
+    content = FORMATS[form](comparison, out)
+    return content if isinstance(content, bytes) else content.encode(errors="replace").decode()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """A picture takes a moment to write, and nobody reads it meanwhile."""
-    path.write_bytes(content)
+    """Write a file so that it is there wholly or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -108,9 +108,9 @@ class Comparison:
     @cached_property
     def best(self) -> list[Run]:
         """The best run; with several objectives all that no other beats in each, best first."""
-        if len(self.objectives) == 1:
-            return self.ranked[:1] if self.finished else []
         costs = {id(run): costs for run in self.finished if (costs := self.costs(run)) is not None}
+        if len(self.objectives) == 1 or not costs:
+            return self.ranked[:1] if self.finished else []
         return [
             run
             for run in self.ranked

@@ -94,7 +94,7 @@ function trace(group, kind, width, opacity) {
   return {
     type: "scatter", mode: isShort ? "lines+markers" : "lines", x: group.x, y: group.y, text: group.text, customdata: group.customdata,
     line: { color: group.colour, width }, marker: { size: 4.5, color: group.colour }, opacity, connectgaps: false,
-    hovertemplate: "<b>%{y:.4f}</b> " + what + " at %{x:.4~s}" + (state.axis === "time" ? " " + timeUnit()[0] : "") + "<br>%{text}<extra></extra>",
+    hovertemplate: "<b>%{y:.4f}</b> " + what + " at %{x:" + (state.axis === "FLOPs" ? ".3~e" : ".4~s") + "}" + (state.axis === "time" ? " " + timeUnit()[0] : "") + "<br>%{text}<extra></extra>",
   };
 }
 
@@ -130,7 +130,7 @@ function drawLoss() {
     ...(state.train || !hasHeldOut ? lines("train", hasHeldOut ? 1 : 1.6, hasHeldOut ? 0.55 : 0.9) : []),
     ...lines("heldOut", many ? (runs.length > 60 ? 0.9 : 1.4) : 2.4, many ? 0.8 : 1), ...emphasised(),
   ];
-  const x = axis(title, { type: state.logX ? "log" : "linear", rangemode: state.logX ? "normal" : "tozero", exponentformat: state.axis === "FLOPs" ? "power" : "SI" });
+  const x = axis(title, { type: state.logX ? "log" : "linear", rangemode: state.logX ? "normal" : "tozero", ...(state.logX ? { dtick: "D2" } : {}), exponentformat: state.axis === "FLOPs" ? "power" : "SI" });
   const y = axis("loss", { type: state.logY ? "log" : "linear", range: lossRange() });
   return Plotly.react("loss-chart", traces, layout(x, y), OPTIONS);
 }
@@ -251,7 +251,7 @@ function drawImportance() {
 function drawProgress() {
   const data = charts.progress;
   const trials = {
-    type: "scatter", mode: "markers", x: data.numbers, y: data.values, text: data.labels.map(escaped),
+    type: "scatter", mode: "markers", x: data.numbers, y: data.values, text: data.labels.map(escaped), cliponaxis: false,
     marker: { color: ink("accent"), size: 7, opacity: data.values.length > 60 ? 0.45 : 0.75, line: { width: 0 } },
     hovertemplate: "<b>%{y:.5~g}</b><br>%{text}<extra></extra>",
   };
