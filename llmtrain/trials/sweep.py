@@ -15,6 +15,7 @@ from llmtrain.errors import DONE, FAILED, REFUSED, STOPPED, ConfigError, nearest
 from llmtrain.folder import RunFolder
 from llmtrain.metrics import read_records
 from llmtrain.on_finish import Afterwards, OnFinish
+from llmtrain.report import write_report
 from llmtrain.sweep.search import Search
 from llmtrain.trials.grid import GridTrials
 from llmtrain.trials.record import SweepFolder, Trial
@@ -158,7 +159,17 @@ class Sweep:
         self.queue_gathered()
         self.write()
         self.board.show_all()
+        self.report()
         return self.code(requests.is_one)
+
+    def report(self) -> None:
+        """Write the page that compares the trials, where there is something to compare."""
+        if not any(trial.state == "done" for trial in self.trials.trials):
+            return
+        try:
+            self.board.say(f"the report {write_report([self.folder.path], self.folder.report)}")
+        except ConfigError as error:  # a package is missing: the runs are there all the same
+            self.board.say(f"no report: {error}")
 
     @property
     def gathers(self) -> bool:
