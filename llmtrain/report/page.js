@@ -228,11 +228,13 @@ function drawParallel() {
   const lines = { color: data.ranks, colorscale: [[0, ink("scale-low")], [1, ink("scale-high")]], cmin: 0, cmax: 1 };
   const plain = { color: ink("ink"), size: 12 };
   find("parallel-chart").style.minWidth = 125 * data.axes.length + "px";
+  const axes = data.axes.map(dimension).map((part) => ({ ...part, label: escaped(part.label) }));
+  const longest = Math.max(...(axes[0].ticktext || []).map((text) => text.length), 0); // stands left of the first axis
   Plotly.react("parallel-chart", [{
-    type: "parcoords", dimensions: data.axes.map(dimension).map((part) => ({ ...part, label: escaped(part.label) })), line: lines,
+    type: "parcoords", dimensions: axes, line: lines,
     labelfont: { color: ink("ink"), size: 13 }, tickfont: plain, rangefont: { color: "rgba(0,0,0,0)", size: 1 },
     unselected: { line: { color: ink("faded"), opacity: 0.15 } },
-  }], layout(null, null, { margin: { l: 70, r: 60, t: 44, b: 20 } }), OPTIONS);
+  }], layout(null, null, { margin: { l: Math.max(70, 16 + 8 * longest), r: 60, t: 44, b: 20 } }), OPTIONS);
 }
 
 function drawImportance() {
