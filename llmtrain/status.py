@@ -6,22 +6,35 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmtrain.errors import ConfigError
 from llmtrain.finished import command
 from llmtrain.folder import RunFolder
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 EXAMPLES = """examples:
   python -m llmtrain.status
+  python -m llmtrain.status outputs --watch
   python -m llmtrain.status /data/outputs --json
 """
 QUIET_SECONDS = 1800.0  # without a sign of life, beside the time of some steps
 QUIET_STEPS = 10
+WATCH_SECONDS = 2.0
 TAIL_BYTES = 2**16  # of the metrics: many records
-STYLES = {"running": "green", "stale": "yellow", "failed": "red", "unreadable": "red"}
+STYLES = {
+    "running": "green",
+    "stale": "yellow",
+    "failed": "red",
+    "pruned": "dim",
+    "unreadable": "red",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("folder", nargs="?", default="outputs", help="runs lie in or below it")
+    options.add_argument(
+        "--watch", action="store_true", help="stay, and show every 2 s how they are"
+    )
     options.add_argument("--json", action="store_true", help="the same for programs")
     return options
 
@@ -71,14 +87,33 @@ def list_runs(arguments: argparse.Namespace) -> None:
     root = Path(arguments.folder).expanduser()
     if not root.is_dir():
         raise ConfigError("folder", root, "does not exist", "give the output_root of your runs")
-    now = time.time()
-    rows = sorted((row_of(run, now) for run in runs_below(root)), key=lambda row: row.age_seconds)
+    if arguments.watch:
+        watch(root)
+        return
+    rows = rows_below(root)
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
     elif rows:
-        show(rows)
+        console().print(table_of(rows))
     else:
         print(f"No runs below {root}.")
+
+
+def watch(root: Path) -> None:
+    """Show the runs until Ctrl+C; whatever is on the screen then stays there."""
+    from rich.live import Live
+
+    with suppress(KeyboardInterrupt), Live(console=console(), auto_refresh=False) as live:
+        while True:
+            rows = rows_below(root)
+            live.update(table_of(rows) if rows else f"No runs below {root}.", refresh=True)
+            time.sleep(WATCH_SECONDS)
+
+
+def rows_below(root: Path) -> list[Row]:
+    """All runs below a folder, those first that last said something."""
+    now = time.time()
+    return sorted((row_of(run, now) for run in runs_below(root)), key=lambda row: row.age_seconds)
 
 
 def runs_below(root: Path) -> Iterator[RunFolder]:
@@ -160,9 +195,15 @@ def last_sign(run: RunFolder) -> float:
     return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
 
 
-def show(rows: list[Row]) -> None:
-    """Print the table."""
+def console() -> "Console":
+    """The terminal; wide enough for every column where it is none."""
     from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def table_of(rows: list[Row]) -> "Table":
+    """A line for each run."""
     from rich.table import Table
     from rich.text import Text
 
@@ -174,7 +215,7 @@ def show(rows: list[Row]) -> None:
     for row in rows:
         state = Text(row.state, style=STYLES.get(row.state, ""))
         table.add_row(Text(row.name), state, *cells(row))
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    return table
 
 
 def cells(row: Row) -> list[str]:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from llmtrain.folder import RunFolder, write_json, write_text
 from llmtrain.status import QUIET_SECONDS, main, span
-from tests.conftest import Command, wait_until
+from tests.conftest import ROOT, Command, wait_until
 from tests.test_run import LONG, QUICK, has_saved, is_gone
 
 
@@ -127,3 +129,17 @@ def test_a_folder_that_does_not_exist_is_one_line_and_one_without_runs_none(
 )
 def test_a_length_of_time_is_said_in_its_largest_unit(seconds: float, text: str) -> None:
     assert span(seconds) == text
+
+
+def test_who_watches_sees_a_run_end_and_leaves_with_ctrl_c(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.write_status("planned", 0)
+    words = [sys.executable, "-u", "-m", "llmtrain.status", str(tmp_path), "--watch"]
+    watching = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    time.sleep(3)
+    run.write_status("done", 7)
+    time.sleep(4)
+    watching.send_signal(signal.SIGINT)
+    said = watching.communicate(timeout=30)[0]
+    assert watching.returncode == 0
+    assert "done" in said and "7" in said
