@@ -67,7 +67,8 @@ class Local(Part):
 
     ``grace_seconds`` is how long ranks may take to save after a request to stop. A rank hangs that
     takes no step in ``hang_factor`` times the median step (null: no rank ever does), and in at
-    least ``hang_floor_seconds``. ``max_restarts`` is how often ranks that ended or hung are started
+    least ``hang_floor_seconds``. ``meeting_seconds`` is how long ranks wait for each other at the
+    start. ``max_restarts`` is how often ranks that ended or hung are started
     again.
     """
 
@@ -77,6 +78,7 @@ class Local(Part):
     grace_seconds: float = unlearned(600.0, above=0)
     hang_factor: float | None = unlearned(above=1)
     hang_floor_seconds: float = unlearned(300.0, above=0)
+    meeting_seconds: float = unlearned(600.0, above=0)
     max_restarts: int = unlearned(0, low=0)
 
     def check(self, device: str, ranks: int, num_nodes: int) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain.config import RunConfig
 from llmtrain.finite import discard_bad_steps
+from llmtrain.meeting import meet
 from llmtrain.model.linear import adaptable
 from llmtrain.model.stored import make_savable
 from llmtrain.objective import checkpointable_layers, objective_of, recompute
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from llmtrain.data.tokenizer import Vocabulary
 
 
-def start_ranks(plan: Plan, ranks: Ranks) -> "torch.device":
-    """Join the process group and take this rank's device and share of cores."""
+def start_ranks(plan: Plan, ranks: Ranks, meeting_seconds: float) -> "torch.device":
+    """Join the process group and take this rank's device and share of cores.
+
+    Raises TrainingError naming those that have not come after so many seconds.
+    """
     os.environ["DS_ACCELERATOR"] = plan.device
     import torch
 
@@ -37,6 +41,7 @@ def start_ranks(plan: Plan, ranks: Ranks) -> "torch.device":
         torch.cuda.set_device(ranks.local_rank)
         torch.set_float32_matmul_precision("high")
     backend = "nccl" if plan.device == "cuda" else "gloo"
+    meet(ranks, backend, meeting_seconds)
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return torch.device("cuda", ranks.local_rank) if plan.device == "cuda" else torch.device("cpu")
 

@@ -36,7 +36,7 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     if ranks.is_first:
         for place in checkpoint_places(config, folder):
             remove_leftovers(place)
-    device = start_ranks(plan, ranks)
+    device = start_ranks(plan, ranks, config.launcher.meeting_seconds)
     import torch
     import torch.distributed as dist
 

@@ -41,6 +41,10 @@ SMALL = [
 ]
 
 
+# In the background of a shell Ctrl+C is ignored, also by all that is started from there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache for all tests, so that a model is counted and a corpus tokenised once."""

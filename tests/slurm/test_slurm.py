@@ -201,24 +201,3 @@ def test_what_would_be_queued_can_be_read_and_what_cannot_work_is_not_queued(lab
     assert refused.returncode == 2
     assert "launcher=slurm is refused: " in refused.stderr
     assert lab.cluster.ask("squeue", "-h", "-t", "all") == before
-
-
-def test_two_machines_without_slurm_meet_at_an_address(command: Command) -> None:
-    shown = command.run(
-        *WORDS,
-        "train.max_steps=20",
-        "launcher=slurm",
-        "launcher.submit=false",
-        "hardware.num_nodes=2",
-    )
-    assert shown.returncode == 0, shown.stderr
-    folder = command.only_run()
-    words = [sys.executable, "-m", "llmtrain.node", str(folder), "--num-nodes", "2"]
-    words += ["--rendezvous", "localhost:29431", "--node-rank"]
-    nodes = [
-        subprocess.Popen([*words, str(rank)], cwd=command.folder, env=command.environment)
-        for rank in range(2)
-    ]
-    assert [node.wait(120) for node in nodes] == [0, 0]
-    assert RunFolder(folder).read_status()["state"] == "done"
-    assert steps_of(folder) == list(range(1, 21))
