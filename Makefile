@@ -17,8 +17,9 @@ plan: $(VENV)/installed
 doctor: $(VENV)/installed
 	$(PY) -m llmtrain.doctor $(ARGS)
 
+# Two at a time: most tests start processes and wait for them. A file's tests share what is costly.
 test: lint types imports
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slurm: slurm $(VENV)/installed-test
 	$(PY) -m pytest tests/slurm $(ARGS)

@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ TIME_MARGIN, STARTING_MINUTES = 1.25, 10
 IMPORTS_GIB = 1.5  # of a rank, beside what the plan counts
 MEMORY_MARGIN = 1.1
 POLL_SECONDS = 2.0
+UNHEARD = 128 + signal.SIGUSR2  # srun's exit code for a task that the signal ended
 LIVES = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "STOPPED")
 
 
@@ -131,9 +133,10 @@ export PYTHONSAFEPATH=1 PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 {setup}srun --kill-on-bad-exit=1 {shlex.quote(sys.executable)} -u -m llmtrain.node {run}
 code=$?
-# Stopped with a checkpoint, and not by scancel: the time is over or somebody else goes first.
+# Stopped with a checkpoint, and not by scancel: the time is over or somebody else goes first. The
+# signal may even come before Python listens, and then ends it.
 state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)
-if [ $code -eq {STOPPED} ] && [ "$state" = RUNNING ] \\
+if [ $code -eq {STOPPED} -o $code -eq {UNHEARD} ] && [ "$state" = RUNNING ] \\
     && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.max_requeues} ]; then
   scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi

@@ -10,7 +10,7 @@ from llmtrain.errors import TrainingError
 from llmtrain.ranks import Ranks
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 COLLECTIVE_MINUTES = 30  # that an operation of all ranks may take; a hang is noticed before
 POLL_SECONDS = 0.1

@@ -7,18 +7,22 @@ on each of them, with the same folder in sight of all. Below srun Slurm says the
 
 import argparse
 import os
+import signal
 import sys
 
 from launchers.place import Place, place_in_slurm, place_of
-from llmtrain.compose import report
-from llmtrain.errors import DONE, ConfigError, TrainingError
+from llmtrain.errors import DONE, STOPPED, ConfigError, TrainingError
 from llmtrain.folder import RunFolder
-from llmtrain.on_finish import Afterwards
-from llmtrain.training import Training
 
 
 def main(words: list[str]) -> int:
     """The exit code of the run, as far as this machine knows of it."""
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # as early as can be: a job may be asked to go
+        signal.signal(number, lambda *_: sys.exit(STOPPED))
+    from llmtrain.compose import report
+    from llmtrain.on_finish import Afterwards
+    from llmtrain.training import Training
+
     assert __doc__ is not None
     usage = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("llmtrain.node", description=__doc__, formatter_class=usage)
