@@ -4,10 +4,13 @@ import os
 import socket
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from llmtrain.errors import TrainingError
+from llmtrain.plan import Plan
 from llmtrain.ranks import Ranks
+from llmtrain.throughput import measure_matmul_tflops
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 COLLECTIVE_MINUTES = 30  # that an operation of all ranks may take; a hang is noticed before
 POLL_SECONDS = 0.1
 MOST_NAMED = 8
+SLOW = 0.6  # of the median rate
 
 
 def meet(ranks: Ranks, backend: str, seconds: float) -> None:
@@ -79,6 +83,31 @@ def absence(store: "Store", ranks: Ranks, seconds: float) -> str:
     named = f"{', '.join(missing[:MOST_NAMED])}{more}"
     which = f"Rank {named} has" if len(missing) == 1 else f"Ranks {named} have"
     return f"{which} not come in {seconds:.0f} s; those of {', '.join(hosts)} are here."
+
+
+def slow_ranks(plan: Plan, control: Any) -> str | None:
+    """One line that names the ranks which multiply much slower than most; None if there is none.
+
+    All ranks take part. A throttled card or a busy machine holds all others up at every step.
+    """
+    import torch.distributed as dist
+
+    rate = measure_matmul_tflops(plan.device, plan.dtype_name)
+    found: list[Any] = [None] * plan.world_size
+    dist.all_gather_object(found, (socket.gethostname(), rate), group=control)
+    return slow_line(found)
+
+
+def slow_line(rates: list[tuple[str, float]]) -> str | None:
+    """The same, of the host and the rate of each rank."""
+    most = median(rate for _, rate in rates)
+    slow = [
+        f"rank {rank} on {host} at {rate / most:.0%}"
+        for rank, (host, rate) in enumerate(rates)
+        if rate < SLOW * most
+    ]
+    more = f" and {len(slow) - MOST_NAMED} more" if len(slow) > MOST_NAMED else ""
+    return f"slower than the median: {', '.join(slow[:MOST_NAMED])}{more}" if slow else None
 
 
 def sign_of(rank: int) -> str:

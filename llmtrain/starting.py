@@ -10,6 +10,7 @@ from llmtrain import checkpoint
 from llmtrain.checkpoint.store import mirror_of, remove_leftovers
 from llmtrain.config import RunConfig, load
 from llmtrain.folder import RunFolder, write_json
+from llmtrain.meeting import slow_ranks
 from llmtrain.metrics import Metrics
 from llmtrain.mode.base import base_of
 from llmtrain.plan import Plan
@@ -47,6 +48,8 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     sources = json.loads(folder.manifest.read_text())
     manifest = Manifest.load(Path(sources["folder"]))
     control = dist.new_group(backend="gloo")
+    if plan.num_nodes > 1 and (slow := slow_ranks(plan, control)) is not None:
+        report(folder, ranks, "running", newest, phase="starting ranks", warning=slow)
     peak = peak_tflops(plan, control)
     forced_imports(config, plan)
     engine = build_engine(config, plan, manifest.vocabulary, device)

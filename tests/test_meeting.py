@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.folder import RunFolder
+from llmtrain.meeting import slow_line
 from tests.conftest import SMALL, Command
 from tests.test_run import steps_of
 
@@ -72,3 +73,9 @@ def test_a_first_machine_that_does_not_answer_is_named(command: Command) -> None
     assert second.returncode == 1
     assert f"Nobody answers at {meeting} in 3 s" in said
     assert "Traceback" not in said
+
+
+def test_a_rank_that_is_much_slower_than_most_is_named() -> None:
+    even = [("a", 10.0), ("a", 9.0), ("b", 11.0), ("b", 8.0)]
+    assert slow_line(even) is None
+    assert slow_line([*even, ("c", 3.0)]) == "slower than the median: rank 4 on c at 33%"

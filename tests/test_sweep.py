@@ -12,7 +12,7 @@ import pytest
 
 from llmtrain.compose.points import Dimension, space_of
 from llmtrain.errors import ConfigError
-from llmtrain.folder import RunFolder
+from llmtrain.folder import RunFolder, write_text
 from llmtrain.hardware import Hardware
 from llmtrain.metrics import read_records
 from llmtrain.sweep.search import Pruner, Sampler, Search
@@ -251,7 +251,9 @@ def test_every_sampler_and_pruner_asks_for_points_of_the_space(
             trial = search.next()
             assert trial is not None and trial.config is not None
             assert 1e-4 <= trial.config.optimizer.lr <= 1
-            search.is_hopeless(trial, [{"step": 1, "eval_loss": 3.0}])
+            trial.folder = RunFolder(folder.path / str(trial.number))
+            write_text(trial.folder.metrics, '{"step": 1, "eval_loss": 3.0}\n')
+            search.is_hopeless(trial)
             trial.state, trial.values = "done", [trial.config.optimizer.lr]
             search.ended(trial)
         assert search.next() is None

@@ -1,6 +1,5 @@
 """The trials of a grid: all its points, in their order."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from llmtrain.compose.points import Space, grid_points
@@ -26,18 +25,17 @@ class GridTrials:
     def ended(self, trial: Trial) -> None:
         """Nothing follows from an end."""
 
-    def is_hopeless(self, trial: Trial, records: Iterable[dict[str, Any]]) -> bool:
+    def is_hopeless(self, trial: Trial) -> bool:
         return False
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def trial_of(number: int, words: list[str], varied: list[str], config: Any, **more: Any) -> Trial:
+def trial_of(number: int, words: list[str], varied: list[str], config: Any) -> Trial:
     """A trial of a point; refused at once where that has no config."""
     pairs = (word.lstrip("+").partition("=") for word in varied)
-    params = more.pop("params", None) or {key: number_in(value) for key, _, value in pairs}
-    trial = Trial(number, words, params, **more)
+    trial = Trial(number, words, {key: number_in(value) for key, _, value in pairs})
     if isinstance(config, ConfigError):
         trial.refuse(str(config))
     else:

@@ -51,6 +51,11 @@ class Trial:
         }
 
 
+def run_folder(config: RunConfig) -> RunFolder:
+    """Where the command of a config would train."""
+    return RunFolder(Path(config.output_root) / config.run_name)
+
+
 class SweepFolder:
     """All paths of one sweep. The runs lie beside it, each in the folder of its own identity."""
 

@@ -2,7 +2,6 @@
 
 import socket
 import warnings
-from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -11,9 +10,11 @@ from filelock import FileLock, Timeout
 
 from llmtrain.compose.points import Dimension, Space, config_or_refusal
 from llmtrain.errors import ConfigError
+from llmtrain.folder import RunFolder
+from llmtrain.metrics import read_records
 from llmtrain.sweep.search import Pruner, Sampler, Search
-from llmtrain.trials.grid import trial_of
-from llmtrain.trials.record import SweepFolder, Trial
+from llmtrain.trials.grid import number_in, trial_of
+from llmtrain.trials.record import SweepFolder, Trial, run_folder
 
 if TYPE_CHECKING:
     import optuna
@@ -55,43 +56,46 @@ class SearchTrials:
         self.lock = FileLock(self.holder)
         self.lock.acquire()
         self.study = open_study(asked, space, folder)
-        self.live: dict[int, tuple[optuna.Trial, Trial]] = {}
+        self.own: dict[int, Trial] = {}
+        self.asked_of: dict[int, optuna.Trial] = {}
         self.orphans = self.take_orphans()
 
     @property
     def trials(self) -> list[Trial]:
-        """All of the study, those of other processes too."""
-        known = {number: trial for number, (_, trial) in self.live.items()}
+        """All of the study, those of other processes and earlier commands too."""
         found = self.study.get_trials(deepcopy=False)
-        return [known.get(each.number) or self.told_trial(each) for each in found]
+        return [self.own.get(each.number) or self.noted(each) for each in found]
 
     def next(self) -> Trial | None:
         """One that was left, or a new one; None when there are as many as were asked for."""
-        import optuna
-
         if self.orphans:
-            asked = optuna.Trial(self.study, self.orphans.pop(0)._trial_id)
+            asked = self.orphans.pop(0)
         elif len(self.study.get_trials(deepcopy=False)) < self.num_trials:
             asked = self.study.ask(distributions(self.space))
         else:
             return None
         asked.set_user_attr("holder", self.holder.name)
-        trial = self.trial_of(asked.number, asked.params)
+        trial = self.composed(asked.number, asked.params)
+        if trial.config is not None:
+            asked.set_user_attr("run", str(run_folder(trial.config).path))
         trial.steps_told = set(self.study.trials[asked.number].intermediate_values)
-        self.live[trial.number] = asked, trial
+        self.own[trial.number], self.asked_of[trial.number] = trial, asked
         return trial
 
-    def trial_of(self, number: int, params: dict[str, Any]) -> Trial:
+    def composed(self, number: int, params: dict[str, Any]) -> Trial:
+        """A trial of what the study suggests."""
         keys = {dimension.name: dimension.key for dimension in self.space.dimensions}
         varied = [f"{keys[name]}={written(value)}" for name, value in params.items()]
         words = [*self.space.fixed, *varied]
         return trial_of(number, words, varied, config_or_refusal(words))
 
-    def told_trial(self, frozen: "optuna.trial.FrozenTrial") -> Trial:
-        """One that is over, or that another process runs."""
-        trial = self.trial_of(frozen.number, frozen.params)
-        noted = frozen.user_attrs
-        trial.state, trial.error = noted.get("state", "running"), noted.get("error")
+    def noted(self, frozen: "optuna.trial.FrozenTrial") -> Trial:
+        """A trial as the study knows it."""
+        known = frozen.user_attrs
+        params = {name: number_in(written(value)) for name, value in frozen.params.items()}
+        trial = Trial(frozen.number, [], params, state=known.get("state", "running"))
+        trial.folder = RunFolder(known["run"]) if "run" in known else None
+        trial.error = known.get("error")
         trial.values = frozen.values if trial.state == "done" else None
         return trial
 
@@ -99,7 +103,7 @@ class SearchTrials:
         """Tell the study; a trial that was stopped is asked for again."""
         from optuna.trial import TrialState
 
-        asked, _ = self.live[trial.number]
+        asked = self.asked_of[trial.number]
         if not trial.is_over:
             return
         asked.set_user_attr("state", trial.state)
@@ -111,26 +115,32 @@ class SearchTrials:
         else:
             self.study.tell(asked, state=TrialState.FAIL)
 
-    def is_hopeless(self, trial: Trial, records: Iterable[dict[str, Any]]) -> bool:
+    def is_hopeless(self, trial: Trial) -> bool:
         """Report new records to the study, and hear whether the trial falls behind."""
-        if not self.asked.prunes:
+        if not self.asked.prunes or trial.folder is None:
             return False
-        asked, figure = self.live[trial.number][0], next(iter(self.asked.goals))
-        for record in records:
-            if record.get(figure) is not None and record["step"] not in trial.steps_told:
-                asked.report(record[figure], record["step"])
-                trial.steps_told.add(record["step"])
-        return asked.should_prune()
+        asked, figure = self.asked_of[trial.number], next(iter(self.asked.goals))
+        new = [
+            record
+            for record in read_records(trial.folder.metrics)
+            if record.get(figure) is not None and record["step"] not in trial.steps_told
+        ]
+        for record in new:
+            asked.report(record[figure], record["step"])
+            trial.steps_told.add(record["step"])
+        return bool(new) and asked.should_prune()
 
-    def take_orphans(self) -> list["optuna.trial.FrozenTrial"]:
+    def take_orphans(self) -> list["optuna.Trial"]:
         """The trials whose process is gone; only one process may take them."""
+        import optuna
         from optuna.trial import TrialState
 
         with FileLock(self.folder.holders / "orphans"):
             running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-            found = [each for each in running if not self.is_held(each.user_attrs.get("holder"))]
+            left = [each for each in running if not self.is_held(each.user_attrs.get("holder"))]
+            found = [optuna.Trial(self.study, each._trial_id) for each in left]
             for each in found:
-                self.study._storage.set_trial_user_attr(each._trial_id, "holder", self.holder.name)
+                each.set_user_attr("holder", self.holder.name)
         return found
 
     def is_held(self, holder: str | None) -> bool:

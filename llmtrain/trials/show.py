@@ -61,7 +61,7 @@ class Board:
         if trial.error is not None:
             sys.stdout.flush()
             print(f"[{trial.number}] {trial.error}", file=sys.stderr, flush=True)
-        elif self.asked.num_parallel > 1 or self.asked.searches:
+        else:
             self.say(f"[{trial.number}] {words_of(trial)}  {self.outcome(trial)}")
 
     def refresh(self, running: list[Trial]) -> None:

@@ -13,12 +13,11 @@ from llmtrain.compose.points import Space, config_or_refusal, space_of
 from llmtrain.config import RunConfig
 from llmtrain.errors import DONE, FAILED, REFUSED, STOPPED, ConfigError, nearest
 from llmtrain.folder import RunFolder
-from llmtrain.metrics import read_records
 from llmtrain.on_finish import Afterwards, OnFinish
 from llmtrain.report import write_report
 from llmtrain.sweep.search import Search
 from llmtrain.trials.grid import GridTrials
-from llmtrain.trials.record import SweepFolder, Trial
+from llmtrain.trials.record import SweepFolder, Trial, run_folder
 from llmtrain.trials.search import SearchTrials
 from llmtrain.trials.seats import Seat, seats
 from llmtrain.trials.show import Board
@@ -34,7 +33,7 @@ class Trials(Protocol):
     def trials(self) -> list[Trial]: ...
     def next(self) -> Trial | None: ...
     def ended(self, trial: Trial) -> None: ...
-    def is_hopeless(self, trial: Trial, records: Any) -> bool: ...
+    def is_hopeless(self, trial: Trial) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -250,7 +249,7 @@ class Sweep:
             self.hear(each)
             if each.is_gone and not (self.follows_queue and self.is_queued(each.trial)):
                 self.conclude(each)
-            elif not each.is_pruned and self.is_hopeless(each.trial):
+            elif not each.is_pruned and self.trials.is_hopeless(each.trial):
                 each.is_pruned = True
                 self.cancel(each)
         self.board.refresh([each.trial for each in self.running])
@@ -268,10 +267,6 @@ class Sweep:
                 running.before, self.afterwards.latest = self.afterwards.latest, on_finish
             if what == "training":
                 self.has_begun, running.trial.folder = True, RunFolder(value)
-
-    def is_hopeless(self, trial: Trial) -> bool:
-        assert trial.folder is not None
-        return self.trials.is_hopeless(trial, read_records(trial.folder.metrics))
 
     @property
     def follows_queue(self) -> bool:
@@ -335,10 +330,6 @@ class Sweep:
 
     def write(self) -> None:
         self.folder.write(self.asked.name, self.words, self.asked.goals, self.trials.trials)
-
-
-def run_folder(config: RunConfig) -> RunFolder:
-    return RunFolder(Path(config.output_root) / config.run_name)
 
 
 def take_result(trial: Trial) -> None:
