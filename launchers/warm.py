@@ -42,7 +42,15 @@ def can_fork(environment: dict[str, str]) -> bool:
         for name, value in environment.items()
         if not name.startswith(LATE)
     )
-    return is_warm and same and len(os.listdir("/proc/self/task")) == 1
+    return is_warm and same and has_one_thread()
+
+
+def has_one_thread() -> bool:
+    """Whether this is known; where the system does not say, it is not."""
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except FileNotFoundError:
+        return False
 
 
 class Fork:

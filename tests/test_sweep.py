@@ -123,14 +123,12 @@ def test_ctrl_c_has_all_trials_save_and_the_same_command_continues_them(command:
     assert states_of(command) == ["stopped", "stopped", "waiting"]
     assert all(RunFolder(run).newest_step > 5 for run in command.runs())
     again = command.start("-m", *words)
-    wait_until(lambda: any(RunFolder(r).read_status()["state"] == "running" for r in runs(command)))
+    wait_until(
+        lambda: any(RunFolder(r).read_status()["state"] == "running" for r in command.runs())
+    )
     os.kill(again.pid, signal.SIGTERM)
     again.communicate(timeout=60)
     assert again.returncode == 75
-
-
-def runs(command: Command) -> list[Path]:
-    return command.runs()
 
 
 def steps(run: Path) -> int:
@@ -191,6 +189,7 @@ def test_two_objectives_are_searched_without_pruning(command: Command) -> None:
         ),
         (["seed=1,2", "sweep.objectives={eval_loss: low}"], "is no direction"),
         (["seed=1,2", "optimizer.lrr=1"], "is no key of the config"),
+        (["model=llama_tiny,lama_tiny"], "is no choice of model; the nearest is llama_tiny"),
         (["seed=1,2", "hydra/sweeper=basic"], "does not run points of ours"),
     ],
 )

@@ -8,12 +8,20 @@ from llmtrain.trials.record import Trial
 
 
 class GridTrials:
-    """Gives each point once; none depends on how another turned out."""
+    """Gives each point once; none depends on how another turned out.
+
+    Raises ConfigError for the first point that is no experiment: a slip of the pen is better heard
+    of before the others are trained.
+    """
 
     def __init__(self, words: list[str], space: Space) -> None:
+        points = list(grid_points(words))
+        for point in points:
+            if isinstance(point.config, ConfigError):
+                raise point.config
         self.trials = [
             trial_of(number, [*space.fixed, *point.words], point.words, point.config)
-            for number, point in enumerate(grid_points(words))
+            for number, point in enumerate(points)
         ]
         refuse_twins(self.trials)
         self.left = iter(self.trials)

@@ -33,6 +33,7 @@ class Board:
         is_live = asked.num_parallel > 1 and self.console.is_terminal
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.is_live = is_live
+        self.waits_for: int | None = None
 
     def __enter__(self) -> "Board":
         if self.is_live:
@@ -55,6 +56,12 @@ class Board:
         """Head what a trial says, where it says it here."""
         if self.asked.num_parallel == 1:
             self.say(f"\n[{trial.number}] {words_of(trial)}")
+
+    def show_wait(self, trial: Trial) -> None:
+        """Say once that another process trains what a trial would."""
+        if self.waits_for != trial.number:
+            self.say(f"[{trial.number}] {words_of(trial)}  waits: another process trains it")
+        self.waits_for = trial.number
 
     def show_end(self, trial: Trial) -> None:
         """One line, an error on stderr."""

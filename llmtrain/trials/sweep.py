@@ -11,12 +11,13 @@ from typing import Any, Protocol
 from launchers.local import stop_requests
 from llmtrain.compose.points import Space, config_or_refusal, space_of
 from llmtrain.config import RunConfig
-from llmtrain.errors import DONE, FAILED, REFUSED, STOPPED, ConfigError, nearest
+from llmtrain.errors import DONE, FAILED, STOPPED, ConfigError
 from llmtrain.folder import RunFolder
 from llmtrain.on_finish import Afterwards, OnFinish
 from llmtrain.report import write_report
 from llmtrain.sweep.search import Search
 from llmtrain.trials.grid import GridTrials
+from llmtrain.trials.outcome import note_end, take_result
 from llmtrain.trials.record import SweepFolder, Trial, run_folder
 from llmtrain.trials.search import SearchTrials
 from llmtrain.trials.seats import Seat, seats
@@ -91,7 +92,7 @@ def first_point(words: list[str]) -> tuple[RunConfig, Space]:
 
 
 def config_of_first(space: Space) -> RunConfig:
-    """The config of the first point that has one."""
+    """The config of the first point. Raises ConfigError where that is no experiment."""
     firsts = [f"{each.key}={first_value(each)}" for each in space.dimensions]
     config = config_or_refusal([*space.fixed, *firsts])
     if isinstance(config, ConfigError):
@@ -201,6 +202,7 @@ class Sweep:
             if self.next_trial is None:
                 return False
             if self.is_taken(self.next_trial):
+                self.board.show_wait(self.next_trial)
                 return True
             self.start(self.next_trial)
             self.next_trial = None
@@ -301,26 +303,15 @@ class Sweep:
         self.running.remove(running)
         self.free.append(running.seat)
         self.has_begun = True
-        trial = running.trial
-        code = running.trainer.code if running.trainer else DONE
-        trial.state = self.state_after(trial, code or DONE, running.is_pruned)
-        if trial.state == "done":
-            take_result(trial)
-        elif trial.state in ("failed", "refused") and trial.error is None:
-            trial.error = error_of(trial, code or DONE)
-        self.end(trial)
+        code = running.trainer.code if running.trainer else None
+        note_end(running.trial, code or DONE, self.state_asked_for(running))
+        self.end(running.trial)
 
-    def state_after(self, trial: Trial, code: int, is_pruned: bool) -> str:
-        """What a trial has become when its process ended with an exit code."""
-        said = trial.folder.read_status() if trial.folder is not None else {}
-        state = str(said.get("state"))
-        if is_pruned and trial.folder is not None and state != "done":
-            trial.folder.write_status("pruned", said.get("step", 0))
+    def state_asked_for(self, running: Running) -> str | None:
+        """What a trial is to be if it has not ended by itself."""
+        if running.is_pruned:
             return "pruned"
-        if code == DONE and self.first.launcher.queues:
-            is_bad = state not in ("done", "queued", "planned") and not self.is_queued(trial)
-            return "failed" if is_bad else state
-        return {DONE: "done", STOPPED: "stopped", REFUSED: "refused"}.get(code, "failed")
+        return "stopped" if running.is_stopping else None
 
     def end(self, trial: Trial) -> None:
         """Tell all who want to know that a trial has ended."""
@@ -330,28 +321,3 @@ class Sweep:
 
     def write(self) -> None:
         self.folder.write(self.asked.name, self.words, self.asked.goals, self.trials.trials)
-
-
-def take_result(trial: Trial) -> None:
-    """Read a run's summary for the figures of the objectives."""
-    trial.state = "done"
-    if trial.folder is None or trial.config is None or not trial.folder.summary.exists():
-        return  # a rehearsal
-    summary = json.loads(trial.folder.summary.read_text())
-    names = trial.config.sweep.goals
-    missing = [name for name in names if not isinstance(summary.get(name), int | float)]
-    if missing:
-        trial.state = "failed"
-        known = [name for name, value in summary.items() if isinstance(value, int | float)]
-        reason = "is no figure of summary.json"
-        error = ConfigError("sweep.objectives", missing[0], reason, nearest(missing[0], known))
-        trial.error = str(error)
-        return
-    trial.values = [float(summary[name]) for name in names]
-
-
-def error_of(trial: Trial, code: int) -> str:
-    """Why a trial failed whose process did not say it."""
-    said = trial.folder.read_status().get("error") if trial.folder is not None else None
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return str(said or f"Its process {how}.")

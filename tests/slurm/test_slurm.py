@@ -147,6 +147,12 @@ def test_a_crash_shows_as_failed_and_is_not_run_again(lab: Lab) -> None:
     assert RunFolder(folder).read_status()["state"] == "failed"
 
 
+def test_who_waits_sees_the_run_and_its_end(lab: Lab) -> None:
+    done = lab.run("train.max_steps=5", "launcher.wait=true")
+    assert done.returncode == 0, done.stderr
+    assert "step      5/5  loss" in done.stdout and "held-out loss" in done.stdout
+
+
 def test_a_cancelled_job_stays_away_and_the_same_command_continues_it(lab: Lab) -> None:
     job, folder = lab.submit("train.max_steps=4000")
     wait_until(lambda: has_saved(folder, 20))
