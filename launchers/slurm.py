@@ -26,8 +26,10 @@ TIME_MARGIN, STARTING_MINUTES = 1.25, 10
 IMPORTS_GIB = 1.5  # of a rank, beside what the plan counts
 MEMORY_MARGIN = 1.1
 POLL_SECONDS = 2.0
+MOST_IN_ARRAY = 1000  # MaxArraySize is 1001 where nobody has set it
 UNHEARD = 128 + signal.SIGUSR2  # srun's exit code for a task that the signal ended
 LIVES = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "STOPPED")
+IS_LIVE = {*LIVES, "UNKNOWN"}  # until somebody answers
 
 
 @dataclass
@@ -90,7 +92,12 @@ class Slurm(Local):
         by_need: dict[str, list[RunFolder]] = {}
         for folder in folders:
             by_need.setdefault(needs_of(folder), []).append(folder)
-        for number, (needs, alike) in enumerate(by_need.items()):
+        parts = [
+            (needs, alike[first : first + MOST_IN_ARRAY])
+            for needs, alike in by_need.items()
+            for first in range(0, len(alike), MOST_IN_ARRAY)
+        ]
+        for number, (needs, alike) in enumerate(parts):
             if len(alike) == 1:
                 self.note(alike[0], submitted(alike[0].path / "job.sh"))
                 continue
@@ -105,14 +112,14 @@ class Slurm(Local):
         """Raise ConfigError where a job for the folder is in the queue."""
         job = job_of(folder)
         state = None if job is None else state_of(job)
-        if state in LIVES:
+        if state in IS_LIVE:
             reason = f"is {str(state).lower()} as Slurm job {job}"
             raise ConfigError("name", folder.path.name, reason, f"wait for it, or scancel {job}")
 
     def is_live(self, folder: RunFolder) -> bool:
         """Whether a job for the folder waits or runs."""
         job = job_of(folder)
-        return job is not None and state_of(job) in LIVES
+        return job is not None and state_of(job) in IS_LIVE
 
     def cancel(self, folder: RunFolder) -> None:
         """Have the folder's job save and leave the queue."""
@@ -234,15 +241,17 @@ def freeze_code(path: Path) -> None:
 
 
 def state_of(job: str) -> str | None:
-    """A job's state in Slurm's words; None where it is forgotten."""
+    """A job's state in Slurm's words; None where it is forgotten, UNKNOWN where nobody answers."""
     words = ["squeue", "--noheader", "--states=all", "--jobs", job, "--format", "%T"]
     asked = subprocess.run(words, capture_output=True, text=True, check=False)
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        return "UNKNOWN"
     return asked.stdout.strip() or None
 
 
 def follow(job: str, watch: Callable[[], None]) -> None:
     """Show a job's run until the job has left the queue."""
-    while state_of(job) in LIVES:
+    while state_of(job) in IS_LIVE:
         watch()
         time.sleep(POLL_SECONDS)
     watch()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -100,5 +101,8 @@ def become(command: Sequence[str], environment: dict[str, str]) -> NoReturn:
         sys.argv = list(command[command.index("-m") + 1 :])
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
         os._exit(code)

@@ -17,6 +17,7 @@ from llmtrain.schema import unlearned
 
 CARDS = Path(__file__).resolve().parent.parent / "conf" / "hardware" / "card"
 GIB = 2**30
+MEMORY_SHARE = "LLMTRAIN_MEMORY_SHARE"  # of a process that shares this machine with its likes
 FIGURES = (
     "memory_bandwidth",
     "link_bandwidth",
@@ -254,11 +255,12 @@ def num_cores() -> int:
 
 
 def host_memory_gib() -> float:
-    """This machine's memory, or the container's limit where that is lower."""
+    """This machine's memory, or the container's where that is less; of it this run's share."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
     texts = [Path(path).read_text().strip() for path in limits if Path(path).exists()]
-    return min([total, *(int(text) for text in texts if text.isdigit())]) / GIB
+    share = float(os.environ.get(MEMORY_SHARE, 1))
+    return share * min([total, *(int(text) for text in texts if text.isdigit())]) / GIB
 
 
 def cpu_info() -> str:

@@ -135,6 +135,18 @@ def steps(run: Path) -> int:
     return int(RunFolder(run).read_status().get("step", 0))
 
 
+def test_a_hang_up_reaches_trials_through_the_sweep_and_fails_none(command: Command) -> None:
+    words = [*QUICK, *SEARCH, "train.max_steps=3000", "sweep.num_parallel=2"]
+    started = command.start("-m", *words)
+    wait_until(lambda: known_states(command)[:2] == ["running"] * 2)
+    wait_until(lambda: all(steps(run) > 5 for run in command.runs()))
+    os.killpg(started.pid, signal.SIGHUP)
+    started.communicate(timeout=60)
+    assert started.returncode == 75
+    assert states_of(command) == ["stopped"] * 2
+    assert all(RunFolder(run).newest_step > 5 for run in command.runs())
+
+
 def test_trials_that_fall_behind_are_pruned_and_what_fails_is_recorded(command: Command) -> None:
     lr = "optimizer.lr=1e-2,1e-3,1e-7,1e-8,1e-9,1e30"
     options = ["n_startup_trials=2", "n_warmup_steps=0"]
@@ -189,6 +201,7 @@ def test_two_objectives_are_searched_without_pruning(command: Command) -> None:
         ),
         (["seed=1,2", "sweep.objectives={eval_loss: low}"], "is no direction"),
         (["seed=1,2", "optimizer.lrr=1"], "is no key of the config"),
+        (["seed=1,2", "resume=outputs/x"], "begins one run at a checkpoint"),
         (["model=llama_tiny,lama_tiny"], "is no choice of model; the nearest is llama_tiny"),
         (["seed=1,2", "hydra/sweeper=basic"], "does not run points of ours"),
     ],
@@ -274,6 +287,48 @@ def test_processes_share_a_study_and_take_over_only_what_is_left(tmp_path: Path)
     taken = third.next()
     assert taken is not None and taken.params == one.params
     third.close()
+    second.close()
+
+
+def test_processes_that_begin_together_draw_different_points(tmp_path: Path) -> None:
+    asked, folder = Search(name="x", num_trials=8, sampler=Sampler.random), SweepFolder(tmp_path)
+    both = [SearchTrials(asked, space_of([SEARCH[1]]), folder) for _ in range(2)]
+    drawn = [each.next() for _ in range(4) for each in both]
+    assert len({str(trial.params) for trial in drawn if trial is not None}) == 8
+    assert [each.next() for each in both] == [None, None]
+    for each in both:
+        each.close()
+
+
+def test_a_trial_that_a_process_left_in_the_middle_of_asking_is_completed(tmp_path: Path) -> None:
+    asked, folder = Search(name="x", num_trials=2), SweepFolder(tmp_path)
+    space = space_of([SEARCH[1], "schedule=cosine,linear"])
+    first = SearchTrials(asked, space, folder)
+    first.study.ask()  # without parameters, and nobody's
+    trial = first.next()
+    first.close()
+    second = SearchTrials(asked, space, folder)
+    found = [second.next(), second.next()]
+    assert trial is not None and trial.number == 1
+    assert sorted(each.number for each in found if each is not None) == [0, 1]
+    assert all(set(each.params) == {"optimizer.lr", "schedule"} for each in found if each)
+    second.close()
+
+
+def test_a_journal_that_ends_in_the_middle_of_a_line_is_mended(tmp_path: Path) -> None:
+    asked, folder = Search(name="x", num_trials=3), SweepFolder(tmp_path)
+    first = SearchTrials(asked, space_of([SEARCH[1]]), folder)
+    one = first.next()
+    assert one is not None
+    one.state, one.values = "done", [1.0]
+    first.ended(one)
+    first.close()
+    with folder.study.open("ab") as file:
+        file.write(b'{"op_code":5,"worker')
+    second = SearchTrials(asked, space_of([SEARCH[1]]), folder)
+    two = second.next()
+    assert two is not None and two.number == 1
+    assert [trial.state for trial in second.trials] == ["done", "waiting"]
     second.close()
 
 

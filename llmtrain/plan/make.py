@@ -248,7 +248,7 @@ def of_training(config: RunConfig, layout: Layout) -> dict[str, Any]:
     """The fields of a plan that were asked for, or follow at once."""
     whole_gradients = config.optimizer.whole_gradients
     return {
-        "asked": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16],
+        "asked": hashlib.sha256(replace(config, sweep=None).to_yaml().encode()).hexdigest()[:16],
         "name": config.run_name,
         "nvme_path": config.zero.nvme_path,
         "reduce_scatter": not whole_gradients,

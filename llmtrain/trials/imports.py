@@ -1,7 +1,16 @@
 """What a rank imports before its first step, for a process that ranks are forks of."""
 
 import importlib
+import os
+import signal
 import threading
+
+from llmtrain.trials.trainer import DEAF
+
+os.setsid()  # a signal to the sweep and all its kind is for the sweep to act upon
+for number in DEAF:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, DEAF)
 
 NAMES = (
     "torch",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.config import RunConfig
+from llmtrain.errors import is_disk_full
 from llmtrain.folder import RunFolder, finite, write_json
 
 OVER = ("done", "pruned", "failed", "refused")
@@ -15,7 +16,7 @@ OVER = ("done", "pruned", "failed", "refused")
 class Trial:
     """One point and what has become of it.
 
-    ``state`` is waiting, running, queued (in a cluster's queue), stopped, or how it ended: done,
+    ``state`` is waiting, running, planned or queued (on a cluster), stopped, or how it ended: done,
     pruned, failed, refused. ``values`` are those of the objectives; ``words`` all that its own
     command line would say, ``params`` what it varies.
     """
@@ -89,4 +90,8 @@ class SweepFolder:
         found = [trial.to_json(self.path) for trial in trials]
         directions = {figure: direction.value for figure, direction in objectives.items()}
         head = {"name": name, "words": words, "objectives": directions}
-        write_json(self.record, head | {"trials": found})
+        try:
+            write_json(self.record, head | {"trials": found})
+        except OSError as error:  # the next one says it again
+            if not is_disk_full(error):
+                raise

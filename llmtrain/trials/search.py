@@ -55,9 +55,10 @@ class SearchTrials:
         folder.holders.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.holder)
         self.lock.acquire()
-        self.study = open_study(asked, space, folder)
+        self.study = open_study(asked, folder)
         self.own: dict[int, Trial] = {}
         self.asked_of: dict[int, optuna.Trial] = {}
+        self.sizes: dict[int, int] = {}  # of the records that were read
         self.orphans = self.take_orphans()
 
     @property
@@ -68,19 +69,30 @@ class SearchTrials:
 
     def next(self) -> Trial | None:
         """One that was left, or a new one; None when there are as many as were asked for."""
-        if self.orphans:
-            asked = self.orphans.pop(0)
-        elif len(self.study.get_trials(deepcopy=False)) < self.num_trials:
-            asked = self.study.ask(distributions(self.space))
-        else:
+        asked = self.next_asked()
+        if asked is None:
             return None
-        asked.set_user_attr("holder", self.holder.name)
         trial = self.composed(asked.number, asked.params)
         if trial.config is not None:
             asked.set_user_attr("run", str(run_folder(trial.config).path))
-        trial.steps_told = set(self.study.trials[asked.number].intermediate_values)
+        frozen = self.study.get_trials(deepcopy=False)[asked.number]
+        trial.steps_told = set(frozen.intermediate_values)
         self.own[trial.number], self.asked_of[trial.number] = trial, asked
         return trial
+
+    def next_asked(self) -> "optuna.Trial | None":
+        """The study's next trial, which is this process's alone."""
+        with FileLock(self.folder.holders / "asking"):
+            if self.orphans:
+                return self.orphans.pop(0)
+            num_before = len(self.study.get_trials(deepcopy=False))
+            if num_before < self.num_trials:
+                self.study.sampler = sampler_of(self.asked, self.space, num_before)
+                asked = self.study.ask(distributions(self.space))
+                asked.set_user_attr("holder", self.holder.name)
+                return asked
+        self.orphans = self.take_orphans()  # of a process that has died since
+        return self.orphans.pop(0) if self.orphans else None
 
     def composed(self, number: int, params: dict[str, Any]) -> Trial:
         """A trial of what the study suggests."""
@@ -109,17 +121,20 @@ class SearchTrials:
         asked.set_user_attr("state", trial.state)
         asked.set_user_attr("error", trial.error)
         if trial.state == "done":
-            self.study.tell(asked, trial.values)
+            self.study.tell(asked, trial.values, skip_if_finished=True)
         elif trial.state == "pruned" or (trial.steps_told and self.asked.prunes):
-            self.study.tell(asked, state=TrialState.PRUNED)  # what diverged is known to be bad
+            # What diverged is known to be bad, too.
+            self.study.tell(asked, state=TrialState.PRUNED, skip_if_finished=True)
         else:
-            self.study.tell(asked, state=TrialState.FAIL)
+            self.study.tell(asked, state=TrialState.FAIL, skip_if_finished=True)
 
     def is_hopeless(self, trial: Trial) -> bool:
         """Report new records to the study, and hear whether the trial falls behind."""
         if not self.asked.prunes or trial.folder is None:
             return False
         asked, figure = self.asked_of[trial.number], next(iter(self.asked.goals))
+        if not self.has_grown(trial):
+            return False
         new = [
             record
             for record in read_records(trial.folder.metrics)
@@ -130,23 +145,33 @@ class SearchTrials:
             trial.steps_told.add(record["step"])
         return bool(new) and asked.should_prune()
 
+    def has_grown(self, trial: Trial) -> bool:
+        """Whether a run has records that were not read yet."""
+        assert trial.folder is not None
+        metrics = trial.folder.metrics
+        size = metrics.stat().st_size if metrics.exists() else 0
+        before, self.sizes[trial.number] = self.sizes.get(trial.number, 0), size
+        return size != before
+
     def take_orphans(self) -> list["optuna.Trial"]:
         """The trials whose process is gone; only one process may take them."""
         import optuna
         from optuna.trial import TrialState
 
-        with FileLock(self.folder.holders / "orphans"):
+        with FileLock(self.folder.holders / "asking"):
             running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
             left = [each for each in running if not self.is_held(each.user_attrs.get("holder"))]
             found = [optuna.Trial(self.study, each._trial_id) for each in left]
             for each in found:
                 each.set_user_attr("holder", self.holder.name)
+                for name, distribution in distributions(self.space).items():
+                    each._suggest(name, distribution)  # it may have died in the middle of these
         return found
 
     def is_held(self, holder: str | None) -> bool:
         """Whether the process lives that runs a trial."""
-        if holder is None:
-            return False
+        if holder is None or holder == self.holder.name:
+            return holder is not None
         try:
             with FileLock(self.folder.holders / holder, timeout=0):
                 return False
@@ -157,21 +182,19 @@ class SearchTrials:
         self.lock.release()
 
 
-def open_study(asked: Search, space: Space, folder: SweepFolder) -> "optuna.Study":
+def open_study(asked: Search, folder: SweepFolder) -> "optuna.Study":
     """The study in a sweep's folder, made where there is none."""
     import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
 
-    study = optuna.create_study(
+    from llmtrain.trials.journal import journal
+
+    return optuna.create_study(
         study_name=asked.name,
-        storage=JournalStorage(JournalFileBackend(str(folder.study))),
+        storage=journal(folder.study),
         load_if_exists=True,
         directions=[direction.value for direction in asked.goals.values()],
         pruner=pruner_of(asked),
     )
-    study.sampler = sampler_of(asked, space, len(study.get_trials(deepcopy=False)))
-    return study
 
 
 def check(asked: Search, space: Space) -> None:
@@ -201,10 +224,14 @@ def require(asked: Search) -> None:
 
 
 def sampler_of(asked: Search, space: Space, num_before: int) -> Any:
-    """The sampler; one that continues draws other numbers than the one before it drew."""
+    """The sampler of one trial, which draws what no other of the search draws.
+
+    A sequence that fills the space evenly is one for all trials.
+    """
     import optuna
 
-    options = {"seed": asked.seed + num_before} | asked.sampler_options
+    number = 0 if asked.sampler is Sampler.qmc else num_before
+    options = {"seed": asked.seed + number} | asked.sampler_options
     if asked.sampler is Sampler.grid:
         options["search_space"] = {each.name: values_of(each) for each in space.dimensions}
     return made(optuna.samplers, SAMPLERS[asked.sampler], "sampler", options)

@@ -1,11 +1,10 @@
 """This machine in equal parts, one for each trial that runs at the same time."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from llmtrain.config import RunConfig
 from llmtrain.errors import ConfigError
-from llmtrain.hardware import Hardware, host_memory_gib, resolve, visible_gpus
+from llmtrain.hardware import MEMORY_SHARE, Hardware, resolve, visible_gpus
 
 
 @dataclass(frozen=True)
@@ -16,16 +15,15 @@ class Seat:
     cores: tuple[int, ...]
     gpus: tuple[str, ...] = ()
 
-    def take(self, config: RunConfig) -> None:
-        """Keep this process and those that it starts to the seat, and have the plan know it."""
+    def take(self) -> None:
+        """Keep this process and those that it starts to the seat."""
         if self.num_seats == 1:
             return
         if self.cores:
             os.sched_setaffinity(0, self.cores)
         if self.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
-        memory = config.hardware.host_memory_gib or host_memory_gib() / self.num_seats
-        config.hardware = replace(config.hardware, host_memory_gib=memory)
+        os.environ[MEMORY_SHARE] = str(1 / self.num_seats)
 
 
 def seats(num_seats: int, asked: Hardware) -> list[Seat]:

@@ -21,6 +21,8 @@ from llmtrain.trials.seats import Seat
 
 Run = Callable[[RunConfig, Afterwards], Any]
 
+LOST = 255  # multiprocessing's exit code of a process whose parent, the warm one, is dead
+DEAF = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)  # what is meant for the sweep
 LOOK_SECONDS = 0.5  # at whether the sweep still lives
 
 
@@ -91,12 +93,14 @@ def heat(config: RunConfig) -> None:
     told.pop("CUDA_VISIBLE_DEVICES", None)  # a matter of the seat
     before = dict(os.environ)
     os.environ.update(told)
+    signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)  # until it is deaf to them
     try:
         from multiprocessing import forkserver
 
         get_context("forkserver").set_forkserver_preload(preloaded(config))
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, DEAF)
         os.environ.clear()
         os.environ.update(before)
 
@@ -120,14 +124,15 @@ def train(
 ) -> None:
     """Be the trial's process: as the command of its words would be, but for the imports."""
     os.setsid()  # Ctrl+C reaches the sweep alone, which says what is to become of us
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     leave_with_sweep()
     warm.heat()
     sys.argv[1:] = words
     if log is not None:
         redirect(log)
-    seat.take(config)
+    seat.take()
     try:
         run(config, Told(link))
     except (ConfigError, TrainingError) as error:
