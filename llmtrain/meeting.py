@@ -53,6 +53,7 @@ def store_of(ranks: Ranks, seconds: float) -> "Store":
             is_master=ranks.is_first,
             timeout=timedelta(seconds=seconds),
             wait_for_workers=False,
+            multi_tenant=True,  # a process that trains again at this address keeps its table
         )
     except dist.DistError as error:
         where = f"{host}:{port}"

@@ -64,7 +64,8 @@ class Tracer:
         """The model as the engine builds it, but for its values."""
         config, setting = self.config, self.setting
         model = self.fresh(config.model, setting.attention)
-        selective_scan.install(model.config.model_type, setting.scan_kernel == "transformers")
+        if setting.scan_kernel != "mamba-ssm":  # for which something stands in already
+            selective_scan.install(model.config.model_type, setting.scan_kernel == "transformers")
         recompute(model, setting.recompute)
         layers = adaptable(model)
         config.adapter.stand_in(model, config.model.facts(config.cache))

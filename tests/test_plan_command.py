@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmtrain import compose
-from llmtrain.plan.__main__ import grid_command, plan_command
+from llmtrain.plan.__main__ import multirun, plan_command
 from tests.conftest import SMALL, Command
 from tests.test_compose import call
 
@@ -42,7 +42,7 @@ def planned(
 
     def command(*words: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["plan", f"cache_root={cache}", *words])
-        code = compose.main(plan_command, "plan", "", grid_command)
+        code = compose.main(plan_command, "plan", "", multirun)
         said = capsys.readouterr()
         assert said.err == ""
         return code, said.out

@@ -259,15 +259,18 @@ def test_every_sampler_and_pruner_asks_for_points_of_the_space(
         asked = Search(name="x", num_trials=4, sampler=sampler, pruner=pruner)
         folder = SweepFolder(tmp_path / sampler.value / pruner.value)
         search = SearchTrials(asked, space_of(words), folder)
+        seen = set()
         for _ in range(4):
             trial = search.next()
             assert trial is not None and trial.config is not None
+            seen.add(trial.config.identity)
             assert 1e-4 <= trial.config.optimizer.lr <= 1
             trial.folder = RunFolder(folder.path / str(trial.number))
             write_text(trial.folder.metrics, '{"step": 1, "eval_loss": 3.0}\n')
             search.is_hopeless(trial)
             trial.state, trial.values = "done", [trial.config.optimizer.lr]
             search.ended(trial)
+        assert len(seen) == 4
         assert search.next() is None
         search.close()
 

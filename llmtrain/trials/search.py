@@ -226,11 +226,11 @@ def require(asked: Search) -> None:
 def sampler_of(asked: Search, space: Space, num_before: int) -> Any:
     """The sampler of one trial, which draws what no other of the search draws.
 
-    A sequence that fills the space evenly is one for all trials.
+    A grid, and a sequence that fills the space evenly, are one for all trials.
     """
     import optuna
 
-    number = 0 if asked.sampler is Sampler.qmc else num_before
+    number = 0 if asked.sampler in (Sampler.grid, Sampler.qmc) else num_before
     options = {"seed": asked.seed + number} | asked.sampler_options
     if asked.sampler is Sampler.grid:
         options["search_space"] = {each.name: values_of(each) for each in space.dimensions}
