@@ -28,8 +28,8 @@ from llmtrain.hardware import cpu_name
 
 HERE = Path(__file__).parent
 OUTPUTS = Path("outputs/sweep_benchmark")
-RUN = ["model=llama_tiny", "train.max_steps=40", "train.seq_len=64", "train.global_batch=8"]
-RUN += ["train.eval_every=8", "train.eval_batches=16", "hardware=cpux1", "zero.stage=0"]
+RUN = ["model=llama_tiny", "train.max_steps=40", "train.seq_len=64", "train.global_batch=4"]
+RUN += ["train.eval_every=8", "train.eval_batches=8", "hardware=cpux1", "zero.stage=0"]
 SPACE = ["optimizer=adamw,muon", "optimizer.lr=tag(log,interval(1e-6,1))"]
 SPACE += ["schedule=cosine,linear,constant"]
 POINTS = (1, 2, 3)

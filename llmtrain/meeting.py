@@ -22,13 +22,15 @@ SLOW = 0.6  # of the median rate
 
 
 def meet(ranks: Ranks, backend: str, seconds: float) -> None:
-    """Join the process group at MASTER_ADDR and MASTER_PORT.
+    """Join the process group at MASTER_ADDR and MASTER_PORT, unless this process is in one.
 
     Raises TrainingError naming the ranks that have not come after so many seconds, or the address
     where nobody answers.
     """
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        return
     store = store_of(ranks, seconds)
     wait_for_all(store, ranks, seconds)
     dist.init_process_group(
@@ -53,7 +55,6 @@ def store_of(ranks: Ranks, seconds: float) -> "Store":
             is_master=ranks.is_first,
             timeout=timedelta(seconds=seconds),
             wait_for_workers=False,
-            multi_tenant=True,  # a process that trains again at this address keeps its table
         )
     except dist.DistError as error:
         where = f"{host}:{port}"

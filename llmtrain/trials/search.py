@@ -6,6 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from llmtrain.compose.points import Dimension, Space, config_or_refusal
@@ -231,7 +232,8 @@ def sampler_of(asked: Search, space: Space, num_before: int) -> Any:
     import optuna
 
     number = 0 if asked.sampler in (Sampler.grid, Sampler.qmc) else num_before
-    options = {"seed": asked.seed + number} | asked.sampler_options
+    (seed,) = np.random.SeedSequence([asked.seed, number]).generate_state(1)
+    options = {"seed": int(seed)} | asked.sampler_options
     if asked.sampler is Sampler.grid:
         options["search_space"] = {each.name: values_of(each) for each in space.dimensions}
     return made(optuna.samplers, SAMPLERS[asked.sampler], "sampler", options)
