@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,7 @@ class Bench:
         path.write_text(json.dumps({"tasks": self.tasks, "results": str(results)}))
         shared = os.environ | shared_environment(threads=1) | {"DS_ACCELERATOR": "cpu"}
         shared |= {"TORCH_COMPILE_DISABLE": "1", "PYTHONPATH": str(ROOT)}
+        shared |= {"PYTHONFAULTHANDLER": "1"}  # where each was, if they hang
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", "tests.on_ranks", str(path)],
@@ -71,10 +75,25 @@ class Bench:
             )
             for rank in range(num_ranks)
         ]
-        said = [rank.communicate(timeout=400)[0] for rank in ranks]
+        said = said_by(ranks, seconds=600)
         assert all(rank.returncode == 0 for rank in ranks), "\n".join(said)
         found: list[Any] = json.loads(results.read_text())
         return found
+
+
+def said_by(ranks: "list[subprocess.Popen[str]]", seconds: float) -> list[str]:
+    """What ranks print to their end; those that hang end with their stacks."""
+    end = time.monotonic() + seconds
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < end:
+        if any(rank.poll() for rank in ranks):
+            end = min(end, time.monotonic() + 10)  # the others wait for one that has failed
+        for rank in ranks:
+            with suppress(subprocess.TimeoutExpired):
+                rank.communicate(timeout=0.2)
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(signal.SIGABRT)
+    return [rank.communicate(timeout=30)[0] for rank in ranks]
 
 
 @pytest.fixture
