@@ -29,7 +29,7 @@ from llmtrain.hardware import cpu_name
 HERE = Path(__file__).parent
 OUTPUTS = Path("outputs/sweep_benchmark")
 RUN = ["model=llama_tiny", "train.max_steps=40", "train.seq_len=64", "train.global_batch=4"]
-RUN += ["train.eval_every=8", "train.eval_batches=8", "hardware=cpux1", "zero.stage=0"]
+RUN += ["train.eval_every=4", "train.eval_batches=8", "hardware=cpux1", "zero.stage=0"]
 SPACE = ["optimizer=adamw,muon", "optimizer.lr=tag(log,interval(1e-6,1))"]
 SPACE += ["schedule=cosine,linear,constant"]
 POINTS = (1, 2, 3)
@@ -61,7 +61,8 @@ def searched(sampler: str, seed: int, num_trials: int) -> dict[str, Any]:
     """One search of its own outputs, so that none finds another's runs done."""
     root = OUTPUTS / f"{sampler}_{seed}"
     how = [f"sweep.sampler={sampler}", f"sweep.seed={seed}", f"sweep.num_trials={num_trials}"]
-    how += ["sweep.pruner=none"] if sampler == "random" else []
+    prunes = ["sweep.pruner_options.n_startup_trials=4"]
+    how += ["sweep.pruner=none"] if sampler == "random" else prunes
     words = command("-m", "sweep=search", *RUN, *SPACE, *how, "sweep.num_parallel=2")
     words.append(f"output_root={root}")
     was_killed = sampler == "tpe" and seed == 0
