@@ -115,7 +115,8 @@ function lossRange() { // without the heights of a run that diverged: a double c
   const sorted = shown.filter((x) => x !== null && (!state.logY || x > 0)).sort((a, b) => a - b);
   if (sorted.length < 4) return undefined;
   const [low, high] = [sorted[0], sorted[sorted.length - 1]];
-  const usual = sorted[Math.floor(0.98 * (sorted.length - 1))];
+  const firsts = charts.loss.runs.map((run) => run.train.losses[0] ?? run.heldOut.losses[0]).filter((x) => x > 0).sort((a, b) => a - b);
+  const usual = firsts.length ? firsts[Math.floor(firsts.length / 2)] : high; // where most began
   const top = high > 1.6 * usual ? 1.15 * usual : high;
   const margin = 0.04 * (top - low);
   return state.logY ? [Math.log10(low) - 0.02, Math.log10(top) + 0.02] : [low - margin, top + margin];
