@@ -1,7 +1,8 @@
 """What a user sees of a sweep: a line for each trial, those that run, and a table at the end."""
 
 import sys
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
@@ -35,18 +36,11 @@ class Board:
         self.is_live = is_live
         self.waits_for: int | None = None
 
-    def __enter__(self) -> "Board":
-        if self.is_live:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.live.stop()
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Around a sweep: on a terminal that trials share, those that run now."""
+        with self.live if self.is_live else nullcontext():
+            yield
 
     def say(self, line: str, style: str = "") -> None:
         self.console.print(Text(line, style), soft_wrap=True)

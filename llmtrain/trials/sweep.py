@@ -137,7 +137,7 @@ class Sweep:
         """Run what is left of the sweep; returns the exit code."""
         heat(self.first)
         try:
-            with stop_requests() as requests, self.board:
+            with stop_requests() as requests, self.board.shown():
                 while self.fill(requests.is_one) or self.running:
                     self.look()
                     if requests.is_one:
