@@ -5,17 +5,16 @@
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from functools import cache
 from pathlib import Path
-from uuid import uuid4
+
+from llmtrain.compiler import SECONDS, build, compiler
 
 SOURCE = Path(__file__).with_suffix(".c")
 LIBRARIES = ("-ldl", "-pthread")
-SECONDS = 60  # that compiling may take
 
 
 def preloaded(cache_root: Path) -> dict[str, str]:
@@ -31,10 +30,6 @@ def is_possible() -> bool:
     return has_glibc and compiler() is not None and not os.environ.get("LD_PRELOAD")
 
 
-def compiler() -> str | None:
-    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-
-
 @cache
 def library_in(cache_root: Path) -> Path | None:
     """The allocator, compiled unless it has been; None where that fails."""
@@ -44,7 +39,7 @@ def library_in(cache_root: Path) -> Path | None:
     path = place_in(cache_root) / "blocks" / f"{name}.so"
     try:
         if not works(path):
-            build(path)
+            build(SOURCE, path, ["-O2"], LIBRARIES)
         return path if works(path) else None
     except (OSError, subprocess.SubprocessError):
         return None
@@ -55,19 +50,6 @@ def place_in(cache_root: Path) -> Path:
     if not set(" :") & set(str(cache_root)):
         return cache_root.absolute()
     return Path(tempfile.gettempdir(), f"llmtrain-{os.getuid()}")
-
-
-def build(path: Path) -> None:
-    """Compile to ``path``, which is there wholly or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{uuid4().hex}.so")
-    options = ["-O2", "-shared", "-fPIC", "-o", str(unfinished), str(SOURCE), *LIBRARIES]
-    command = [str(compiler()), *options]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
-        unfinished.rename(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def works(path: Path) -> bool:

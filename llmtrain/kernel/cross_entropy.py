@@ -1,15 +1,91 @@
-"""Cross-entropy over a vocabulary without a second copy of the logits."""
+"""Cross-entropy over a vocabulary, whose logits exist for some tokens at a time."""
 
-# B batch, L length, V vocabulary, T = B x L tokens, C tokens of a chunk
+# B batch, L length, D width, V vocabulary, T = B x L tokens, C tokens of a chunk, R rows of a chunk
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from llmtrain.kernel import compiled
+from llmtrain.kernel.compiled_cross_entropy import loss_and_gradient
 from llmtrain.kernel.walk import walk
 
 CHUNK_TOKENS = 256  # 256 rows of fp32 logits stay in a core's cache up to some thousand words
+LEAST_TOKENS = 512  # of a chunk of hidden states: products of fewer are slower
+MOST_CHUNKS = 8  # each of which rounds the sum of the head's gradient
+
+
+def cross_entropy_of(head: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy in nats of ``head(features)``, over the tokens with a label >= 0.
+
+    Labels are aligned with features (already shifted). Returns the sum, in fp32.
+    """
+    if not has_plain_weight(head) or features.dtype == torch.float16:
+        return cross_entropy_sum(head(features), labels)
+    weight_VD: Any = head.weight
+    if not torch.is_grad_enabled():  # which the function itself cannot see
+        weight_VD = weight_VD.detach()
+    features_TD = features.reshape(-1, features.shape[-1])
+    return LinearCrossEntropy.apply(features_TD, weight_VD, labels.flatten())  # type: ignore[no-any-return]
+
+
+def has_plain_weight(head: nn.Module) -> bool:
+    """Whether logits are a product with a weight that is here: no adapter, no part of ZeRO-3's."""
+    is_linear = type(head) is nn.Linear and head.bias is None
+    return is_linear and not hasattr(head.weight, "ds_id")
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are computed with the loss, chunk by chunk, so that logits need not be kept.
+
+    In fp16 the head's gradient, a sum over all tokens, could pass the largest number before it is
+    scaled; other dtypes hold it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        features_TD, weight_VD, labels_T = inputs
+        of_features, of_weight, _ = ctx.needs_input_grad
+        of_features_TD = torch.empty_like(features_TD) if of_features else None
+        of_weight_VD = torch.empty_like(weight_VD) if of_weight else None
+        total = features_TD.new_zeros((), dtype=torch.float32)
+        size = max(LEAST_TOKENS, -(-len(labels_T) // MOST_CHUNKS))
+        if of_weight_VD is not None and not len(labels_T):
+            of_weight_VD.zero_()
+        for number in walk(-(-len(labels_T) // size), features_TD):
+            chunk = slice(number * size, (number + 1) * size)
+            features_CD = features_TD[chunk]
+            grad_CV = torch.mm(features_CD, weight_VD.t())
+            total += loss_in_place(grad_CV, labels_T[chunk])
+            if of_features_TD is not None:
+                torch.mm(grad_CV, weight_VD, out=of_features_TD[chunk])
+            if of_weight_VD is not None and number == 0:
+                torch.mm(grad_CV.t(), features_CD, out=of_weight_VD)
+            elif of_weight_VD is not None:
+                of_weight_VD.addmm_(grad_CV.t(), features_CD)
+            del grad_CV  # or two chunks would be there at once
+        ctx.gradients = (of_features_TD, of_weight_VD)  # made here: nothing could be saved twice
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss were scaled in place, and serve once")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = (None if each is None else each.mul_(grad.to(each.dtype)) for each in gradients)
+        return (*scaled, None)
+
+
+def loss_in_place(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
+    """The summed loss; the logits become their gradient."""
+    if compiled.is_for(logits_CV, "cross_entropy"):
+        return loss_and_gradient(logits_CV, labels_C.long().contiguous()).sum()
+    total = logits_CV.new_zeros((), dtype=torch.float32)
+    for number in walk(-(-len(labels_C) // CHUNK_TOKENS), logits_CV):
+        rows = slice(number * CHUNK_TOKENS, (number + 1) * CHUNK_TOKENS)
+        total += chunk_loss(logits_CV[rows], labels_C[rows], logits_CV[rows])
+    return total
 
 
 class CrossEntropySum(torch.autograd.Function):
@@ -35,17 +111,17 @@ class CrossEntropySum(torch.autograd.Function):
         return grad_TV * grad.to(grad_TV.dtype), None
 
 
-def chunk_loss(logits_CV: Tensor, labels_C: Tensor, grad_CV: Tensor) -> Tensor:
-    """The summed loss of a chunk; its gradient is written into ``grad_CV``."""
-    kept_C = labels_C >= 0
-    index_C1 = labels_C.clamp(min=0)[:, None]
-    log_probs_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
-    loss_C = -log_probs_CV.gather(1, index_C1)[:, 0]
-    probs_CV = log_probs_CV.exp_()
-    probs_CV.scatter_add_(1, index_C1, probs_CV.new_full(index_C1.shape, -1.0))
-    torch.mul(probs_CV, kept_C[:, None], out=probs_CV)
-    grad_CV.copy_(probs_CV)
-    return (loss_C * kept_C).sum()
+def chunk_loss(logits_RV: Tensor, labels_R: Tensor, grad_RV: Tensor) -> Tensor:
+    """The summed loss of some rows; their gradient is written into ``grad_RV``."""
+    kept_R = labels_R >= 0
+    index_R1 = labels_R.clamp(min=0)[:, None]
+    log_probs_RV = torch.log_softmax(logits_RV, dim=-1, dtype=torch.float32)
+    loss_R = -log_probs_RV.gather(1, index_R1)[:, 0]
+    probs_RV = log_probs_RV.exp_()
+    probs_RV.scatter_add_(1, index_R1, probs_RV.new_full(index_R1.shape, -1.0))
+    torch.mul(probs_RV, kept_R[:, None], out=probs_RV)
+    grad_RV.copy_(probs_RV)
+    return (loss_R * kept_R).sum()
 
 
 def cross_entropy_sum(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def tell_documents(model: "nn.Module", position_ids_BL: "Tensor | None") -> None
     A document starts where a position is 0 and where a row starts. What is told holds until the
     next call, and so when activations are recomputed in the backward pass; until then the model
     runs without a cache. None makes each row one document again, by transformers' own functions.
-    Packed documents are always scanned in PyTorch, whatever CUDA kernel is installed.
+    Packed documents are always scanned by ours, whatever CUDA kernel is installed.
     """
     first_BL = None if position_ids_BL is None else _first_tokens(position_ids_BL)
     for layer in _state_space_layers(model):
@@ -105,9 +105,13 @@ def _convolution(
     from torch.nn.functional import pad
     from transformers.activations import ACT2FN
 
+    from llmtrain.kernel import mixers
+
     length, taps = x_BDL.shape[2], weight_DW.shape[1]
     assert seq_idx.shape == (len(x_BDL), length), "the documents told are those of another batch"
     position_BL = torch.arange(length, device=seq_idx.device) - seq_idx
+    if mixers.can_convolve(x_BDL, activation):
+        return mixers.compiled_convolution(x_BDL, weight_DW, bias_D, activation, position_BL)
     dtype = torch.promote_types(x_BDL.dtype, torch.float32)
     padded_BDL = pad(x_BDL.to(dtype), (taps - 1, 0))
     y_BDL = padded_BDL.new_zeros(()) if bias_D is None else bias_D.to(dtype)[:, None]
@@ -127,8 +131,11 @@ def _selective_scan(*arguments: Any, **named: Any) -> Any:
 
 
 def _chunked_scan(*arguments: Any, **named: Any) -> Any:
+    from llmtrain.kernel import compiled, mixers
     from llmtrain.kernel.chunked_scan import chunked_scan
 
+    if compiled.scans(arguments[0], "heads"):
+        return mixers.compiled_mamba_2(*arguments, **named)[0]
     return chunked_scan(*arguments, **named)
 
 

@@ -1,5 +1,6 @@
-"""Mamba-1's selective scan in plain PyTorch, quick enough to train with where no CUDA kernel loads.
+"""Mamba-1's selective scan, quick enough to train with where no CUDA kernel loads.
 
+On a CPU with a compiler it is C (``compiled_scan``), elsewhere plain PyTorch, as follows.
 Autograd over a Python loop records every step of the sequence and keeps every state. Here the loop
 runs in place over short chunks and outside autograd: the forward pass keeps the state at each
 chunk's start, and the backward pass computes a chunk's states again and walks it backwards.
@@ -9,10 +10,7 @@ chunk's start, and the backward pass computes a chunk's states again and walks i
 # Time leads, so that a step is one contiguous slice; channels are last, because they are many and
 # every operation below runs along them.
 
-import importlib
-import importlib.util
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,31 +19,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu, softplus
 
+from llmtrain.kernel import compiled, compiled_scan
 from llmtrain.kernel.walk import device_type, walk
 
 CHUNK_STEPS = 16  # the states kept, L / 16 of N each, are then about as large as one activation
 THREAD_GRAIN = 32768  # elements below which torch gives an elementwise operation to one thread
-
-_TRANSFORMERS_OWN: dict[str, Callable[..., Any]] = {}  # module name -> the scan it came with
-
-
-def install(architecture: str, reference: bool = False) -> str:
-    """Gives the Mamba-1 layers of a transformers ``model_type`` the quickest scan there is.
-
-    Returns which one it is, as a phrase for the plan, or "" for an architecture without such
-    layers. ``reference`` puts transformers' own back. It holds for models built before, too.
-    """
-    module = modeling_module(architecture)
-    if module is None or not hasattr(module, "mamba_selective_scan"):
-        return ""
-    own = _TRANSFORMERS_OWN.setdefault(module.__name__, module.mamba_selective_scan)
-    is_ours = not reference and not _has_mamba_ssm()
-    # The mixer's forward looks this global up at each call. Transformers' supported door, a kernel
-    # mapping, takes modules from the `kernels` package and is a no-op where that is not installed.
-    module.mamba_selective_scan = selective_scan if is_ours else own
-    if is_ours:
-        return "chunked PyTorch scan (mamba-ssm's compiled extension is not installed)"
-    return "transformers' own scan" if reference else "mamba-ssm's CUDA scan"
 
 
 def selective_scan(
@@ -75,8 +53,13 @@ def selective_scan(
     state starts from zero where it changes. The output has the dtype of ``hidden_states``; all
     arithmetic and the state are fp32, or fp64 for fp64 inputs.
     """
+    continued_BL = is_continued(seq_idx)
+    if compiled.scans(hidden_states, "scan"):
+        inputs = (hidden_states, dt, A, B, C, D, z, delta_bias, continued_BL)
+        found = compiled_scan.scan(*inputs, delta_softplus)
+        return found if return_last_state else found[0]
     scan: Any = _SelectiveScan.apply
-    per_row = [hidden_states, dt, B, C, z, _is_continued(seq_idx)]
+    per_row = [hidden_states, dt, B, C, z, continued_BL]
     rows = _rows_at_once(hidden_states, num_states=A.shape[1])
     blocks = zip(*(_split(tensor, len(dt), rows) for tensor in per_row), strict=True)
     with torch.autocast(hidden_states.device.type, enabled=False):
@@ -321,7 +304,7 @@ def _spans(length: int) -> list[slice]:
     return [slice(start, start + CHUNK_STEPS) for start in range(0, length, CHUNK_STEPS)]
 
 
-def _is_continued(seq_idx: Tensor | None) -> Tensor | None:
+def is_continued(seq_idx: Tensor | None) -> Tensor | None:
     """[B, L]: whether a token belongs to the document of the token before it."""
     if seq_idx is None:
         return None
@@ -345,23 +328,3 @@ def _split(tensor: Tensor | None, batch: int, rows: int) -> list[Tensor | None]:
 
 def _join(blocks: tuple[Tensor, ...]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-
-
-def modeling_module(architecture: str) -> Any:
-    """The transformers module of a ``model_type``; None where there is none."""
-    from transformers.models.auto.configuration_auto import model_type_to_module_name
-
-    package = f"transformers.models.{model_type_to_module_name(architecture)}"
-    name = f"{package}.modeling_{package.rsplit('.', 1)[-1]}"
-    if importlib.util.find_spec(package) is None or importlib.util.find_spec(name) is None:
-        return None
-    return importlib.import_module(name)
-
-
-def _has_mamba_ssm() -> bool:
-    """Whether mamba-ssm's compiled half loads: the package installs without it and then fails."""
-    try:
-        importlib.import_module("selective_scan_cuda")
-    except ImportError:
-        return False
-    return True

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-FACTS_FORMAT = 5  # raise it when Facts change, so that older caches are not read
+FACTS_FORMAT = 6  # raise it when Facts change, so that older caches are not read
 
 
 class Attention(Enum):
@@ -30,10 +30,19 @@ class Attention(Enum):
     flash = "flash"
     sdpa = "sdpa"
     eager = "eager"
+    blocks = "blocks"
+
+
+def block_attention() -> Any:
+    """The module, which imports torch."""
+    from llmtrain.kernel import block_attention
+
+    return block_attention
 
 
 class Kernels(Enum):
     auto = "auto"
+    chunked = "chunked"
     reference = "reference"
 
 
@@ -184,6 +193,8 @@ class CausalLM(Part):
         """
         from transformers import AutoModelForCausalLM
 
+        if attention == Attention.blocks.value:
+            block_attention().register()
         options = {"dtype": dtype, "attn_implementation": attention, **(loading or {})}
         options |= {"trust_remote_code": self.trust_remote_code}
         if self.path is None:

@@ -40,6 +40,7 @@ class Facts:
     max_seq_len: int | None
     supports_flash: bool
     supports_sdpa: bool
+    supports_blocks: bool
     linear: dict[str, tuple[int, int]]
     left_out: list[str]
     expert_width: int
@@ -79,6 +80,7 @@ def measure(config: "PreTrainedConfig", trust_remote_code: bool = False) -> Fact
         max_seq_len=getattr(config, "max_position_embeddings", None),
         supports_flash=supports_flash(config, head_dim),
         supports_sdpa=bool(getattr(model, "_supports_sdpa", False)),
+        supports_blocks=supports_blocks(model),
         linear={name: sizes_of(layer) for name, layer in called_layers(model)},
         left_out=left_out(model),
         expert_width=sum(len(param) * sum(param.shape[1:]) for _, param in stacks(model)),
@@ -93,9 +95,22 @@ def supports_flash(config: "PreTrainedConfig", head_dim: int) -> bool:
     return bool(getattr(known, "_supports_flash_attn", False)) and head_dim <= 256
 
 
+def supports_blocks(model: Any) -> bool:
+    """Whether its layers take an attention function of ours, which caps and sinks nothing."""
+    takes_any = getattr(model, "_supports_attention_backend", False)
+    is_plain = not getattr(model.config, "attn_logit_softcapping", None)
+    # Its indexer chooses keys for attention functions that it knows, and shows others all.
+    has_indexer = any(name.endswith("indexer") for name, _ in model.named_modules())
+    return bool(
+        takes_any and is_plain and not has_indexer and getattr(model, "_supports_sdpa", False)
+    )
+
+
 def possible_attention(facts: Facts, wanted: str) -> str:
     """What comes nearest to ``wanted`` of what a model has."""
     if wanted == "flash_attention_2" and not facts.supports_flash:
+        wanted = "sdpa"
+    if wanted == "blocks" and not facts.supports_blocks:
         wanted = "sdpa"
     if not facts.num_attention_layers or (wanted == "sdpa" and not facts.supports_sdpa):
         return "eager"

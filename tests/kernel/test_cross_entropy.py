@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from llmtrain.kernel.cross_entropy import CHUNK_TOKENS, cross_entropy_sum
+from llmtrain.kernel import compiled
+from llmtrain.kernel.cross_entropy import (
+    CHUNK_TOKENS,
+    LEAST_TOKENS,
+    cross_entropy_of,
+    cross_entropy_sum,
+)
+from llmtrain.live import LiveTensors
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 7, CHUNK_TOKENS, 2 * CHUNK_TOKENS + 3])
@@ -46,3 +53,86 @@ def test_only_the_gradient_is_kept_for_the_backward_pass() -> None:
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         cross_entropy_sum(logits_TV, torch.randint(1000, (512,)))
     assert kept == logits_TV.nbytes
+
+
+# From hidden states, whose logits never exist for all tokens.
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "torch"])
+def is_compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(compiled, "is_on", request.param)
+    return bool(request.param)
+
+
+def head_of(width: int, words: int, dtype: torch.dtype = torch.float64) -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(width, words, bias=False, dtype=dtype)
+
+
+def labelled(num_tokens: int, words: int) -> torch.Tensor:
+    labels_T = torch.randint(words, (num_tokens,))
+    labels_T[::3] = -100
+    return labels_T
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, LEAST_TOKENS - 1, 2 * LEAST_TOKENS + 3])
+@pytest.mark.parametrize("words", [5, 16, 50])
+def test_loss_and_gradients_of_hidden_states_equal_those_of_all_logits(
+    num_tokens: int, words: int, is_compiled: bool
+) -> None:
+    head, labels_T = head_of(6, words), labelled(num_tokens, words)
+    features_TD = torch.randn(num_tokens, 6, dtype=torch.float64, requires_grad=True)
+    leaves = [features_TD, head.weight]
+    loss = 2 * cross_entropy_of(head, features_TD, labels_T)
+    exact = 2 * cross_entropy(head(features_TD), labels_T, reduction="sum")
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-6)
+    found, expected = (torch.autograd.grad(of, leaves) for of in (loss, exact))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_large_and_not_finite_logits_are_as_torch_has_them(is_compiled: bool) -> None:
+    head = head_of(4, 40, torch.float32)
+    features_TD = 1e4 * torch.randn(6, 4)
+    labels_T = torch.arange(6)
+    exact = cross_entropy(head(features_TD), labels_T, reduction="sum")
+    torch.testing.assert_close(cross_entropy_of(head, features_TD, labels_T), exact)
+    features_TD[2, 1] = float("nan")
+    assert cross_entropy_of(head, features_TD, labels_T).isnan()
+
+
+def test_a_frozen_head_gets_no_gradient_and_a_frozen_body_none_either(is_compiled: bool) -> None:
+    head, labels_T = head_of(6, 9), labelled(20, 9)
+    features_TD = torch.randn(20, 6, dtype=torch.float64, requires_grad=True)
+    head.weight.requires_grad_(False)
+    cross_entropy_of(head, features_TD, labels_T).backward()
+    assert head.weight.grad is None and features_TD.grad is not None
+    head.weight.requires_grad_(True)
+    cross_entropy_of(head, features_TD.detach(), labels_T).backward()
+    assert head.weight.grad is not None
+
+
+def test_bf16_gradients_are_as_near_as_products_in_bf16(is_compiled: bool) -> None:
+    head, labels_T = head_of(64, 500, torch.bfloat16), labelled(5000, 500)
+    features_TD = torch.randn(5000, 64).bfloat16().requires_grad_()
+    exact_head = head_of(64, 500)
+    exact_head.weight.data = head.weight.data.double()
+    cross_entropy_of(head, features_TD, labels_T).backward()
+    whole = features_TD.detach().double()
+    cross_entropy(exact_head(whole), labels_T, reduction="sum").backward()
+    assert head.weight.grad is not None and exact_head.weight.grad is not None
+    apart = (head.weight.grad.double() - exact_head.weight.grad).norm()
+    assert apart < 5e-3 * exact_head.weight.grad.norm()
+
+
+def test_at_most_an_eighth_of_the_logits_is_there_at_once(is_compiled: bool) -> None:
+    tokens, words = 8 * LEAST_TOKENS, 3000
+    head = head_of(8, words, torch.bfloat16)
+    features_TD = torch.randn(tokens, 8).bfloat16().requires_grad_()
+    labels_T = labelled(tokens, words)
+    account = LiveTensors()
+    with account:
+        cross_entropy_of(head, features_TD, labels_T).backward()
+    gradients = features_TD.nbytes + head.weight.nbytes
+    rows = 0 if is_compiled else 3 * CHUNK_TOKENS * words * 4  # in fp32
+    logits = tokens * words * 2
+    assert account.peak_bytes <= logits // 8 + rows + 2 * gradients + 2**16

@@ -1,4 +1,4 @@
-"""The chunked scan against a plain loop in float64 and against transformers' own function."""
+"""Both scans, C and PyTorch, against a plain loop in float64 and transformers' own function."""
 
 # B batch, L length, D channels, N states of a channel, V vocabulary.
 
@@ -12,8 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
+from llmtrain.compiler import compiler
+from llmtrain.kernel import compiled
 from llmtrain.kernel import selective_scan as module
-from llmtrain.kernel.selective_scan import CHUNK_STEPS, install, selective_scan
+from llmtrain.kernel.mixers import install
+from llmtrain.kernel.selective_scan import CHUNK_STEPS, selective_scan
+
+
+@pytest.fixture(params=["compiled", "chunked"], autouse=True)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "compiled" and compiler() is None:
+        pytest.skip("needs a C compiler: cc, gcc or clang")
+    monkeypatch.setattr(compiled, "is_on", request.param == "compiled")
+    return str(request.param)
+
 
 NAMES = ["hidden_states", "dt", "A", "B", "C", "D", "z", "delta_bias"]
 
@@ -93,6 +105,32 @@ def test_extreme_step_sizes_equal_the_loop(shift: float) -> None:
     tensors = inputs(2, 21, 3, 4)
     tensors["dt"] = (tensors["dt"].detach() + shift).requires_grad_()
     assert_agree(tensors)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 16, 16), (2, 70, 17, 16), (1, 33, 40, 3)])
+@pytest.mark.parametrize("shift", [-12.0, 0.0, 6.0])
+def test_fp32_is_as_near_to_float64_as_its_rounding(
+    shape: tuple[int, int, int, int], shift: float
+) -> None:
+    exact = inputs(*shape)
+    exact["dt"] = (exact["dt"].detach() + shift).requires_grad_()
+    single = {name: values.detach().float().requires_grad_() for name, values in exact.items()}
+    exact = {name: values.detach().double().requires_grad_() for name, values in single.items()}
+    expected, found = loop(**exact), ours(**single)
+    close: Any = {"rtol": 2e-5, "atol": 2e-5, "check_dtype": False}
+    torch.testing.assert_close(found, expected, **close)
+    for ours_, theirs in zip(gradients(found, single), gradients(expected, exact), strict=True):
+        torch.testing.assert_close(
+            ours_, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()), check_dtype=False
+        )
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    tensors = inputs(1, 20, 18, 3, torch.float32)
+    tensors["hidden_states"].data[0, 17, 4] = float("nan")
+    output, state = ours(**tensors)
+    assert output[0, 17, 4:].isnan().all() and state[0, 17].isnan().all()
+    assert output[0, :17].isfinite().all()
 
 
 def test_a_batch_that_is_cut_into_blocks_equals_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,10 +225,10 @@ def test_saved_memory_holds_no_state_of_every_step() -> None:
 def own_scan() -> Iterator[Any]:
     from transformers.models.mamba import modeling_mamba
 
-    install("mamba", reference=True)
+    install("mamba", kernel="transformers")
     yield modeling_mamba.mamba_selective_scan
     for architecture in ("mamba", "falcon_mamba", "jamba", "zamba"):
-        install(architecture, reference=True)
+        install(architecture, kernel="transformers")
 
 
 def tiny_mamba() -> Any:
@@ -215,7 +253,7 @@ def test_install_changes_neither_logits_nor_gradients_of_mamba(own_scan: Any) ->
         return [logits_BLV, *torch.autograd.grad(logits_BLV.square().sum(), model.parameters())]
 
     expected = logits_and_gradients()
-    assert install("mamba").startswith("chunked PyTorch scan")
+    assert install("mamba").startswith("compiled scan")
     torch.testing.assert_close(logits_and_gradients(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -231,12 +269,12 @@ def test_greedy_generation_equals_that_of_transformers(own_scan: Any) -> None:
 def test_install_serves_every_mamba_1_and_reference_puts_it_back(
     architecture: str, own_scan: Any
 ) -> None:
-    assert install(architecture, reference=True) == "transformers' own scan"
+    assert install(architecture, kernel="transformers") == "transformers' own scan"
     modeling = sys.modules[f"transformers.models.{architecture}.modeling_{architecture}"]
     own = modeling.mamba_selective_scan
-    assert install(architecture).startswith("chunked PyTorch scan")
+    assert install(architecture).startswith("compiled scan")
     assert modeling.mamba_selective_scan is selective_scan
-    install(architecture, reference=True)
+    install(architecture, kernel="transformers")
     assert modeling.mamba_selective_scan is own
 
 
@@ -248,6 +286,6 @@ def test_install_leaves_mamba_ssm_in_place(own_scan: Any, monkeypatch: pytest.Mo
     assert modeling_mamba.mamba_selective_scan is own_scan
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mamba2", "no_such_architecture"])
+@pytest.mark.parametrize("architecture", ["llama", "no_such_architecture"])
 def test_install_passes_over_other_architectures(architecture: str) -> None:
     assert install(architecture) == ""
