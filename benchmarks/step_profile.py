@@ -1,0 +1,62 @@
+"""Where a step's time goes: `python -m benchmarks.step_profile WORK`, a work of benchmarks.speed.
+
+Forward and backward of our model on random tokens, by torch's profiler: the operations that take
+most, in milliseconds. Run it with nothing else at work.
+"""
+
+import os
+import sys
+import time
+from statistics import median
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.speed import ALONE, COMMON, WORKS
+from launchers.local import shared_environment
+from llmtrain.compose import composed
+from llmtrain.hardware import num_cores
+from llmtrain.kernel import mixers
+from llmtrain.objective import objective_of
+from llmtrain.plan import make_plan
+from llmtrain.training import library_settings
+
+STEPS = 5
+ROWS = 15
+
+
+def main(name: str) -> None:
+    (work,) = (work for work in WORKS if work.name == name)
+    config = composed([*work.words, *COMMON, f"hardware={work.hardware}"])
+    told = shared_environment(num_cores()) | library_settings(config, "cpu") | ALONE
+    if "LD_PRELOAD" in told and "LD_PRELOAD" not in os.environ:  # memory as ranks have it
+        os.execve(sys.executable, [sys.executable, "-m", __spec__.name, name], os.environ | told)
+    plan = make_plan(config)
+    torch.set_num_threads(plan.threads_per_rank)
+    torch.manual_seed(0)
+    model = config.model.build(getattr(torch, plan.dtype_name), plan.attention).train()
+    mixers.install(model.config.model_type, plan.scan_kernel or "transformers", config.cache)
+    objective = objective_of(model, config.mode)
+    shape = (plan.micro_batch, plan.seq_len + 1)
+    tokens_BL = torch.randint(model.config.vocab_size, shape)
+
+    def step() -> None:
+        batch = {"input_ids": tokens_BL[:, :-1].clone(), "labels": tokens_BL[:, 1:].clone()}
+        objective(batch).loss_sum.backward()
+        model.zero_grad()
+
+    seconds = []
+    for _ in range(STEPS + 1):
+        begun = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begun)
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        step()
+    print(f"{name}: {1e3 * median(seconds[1:]):.0f} ms forward and backward, {shape} tokens")
+    events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    for event in events[:ROWS]:
+        print(f"{event.self_cpu_time_total / 1e3:9.1f} ms {event.count:5} x {event.key}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
