@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from llmtrain.config import RunConfig
 from llmtrain.errors import ConfigError
+from llmtrain.schedule.base import Schedule
 
 DEBUG_STEPS = 5
 
@@ -15,6 +16,7 @@ class Corpus:
 
     Tokens are those that are read, sequences those that they make at the run's length. Of rows
     longer than that, ``num_cut`` lose their end and ``num_left_out`` more have no answer left.
+    After ``most_sequences`` a source of a mixture is dry and the run ends.
     ``learned_share`` is that of all positions whose token is learned; of an estimate the most.
     """
 
@@ -30,6 +32,7 @@ class Corpus:
     num_left_out: int = 0
     num_skipped: int = 0
     first_skipped: str | None = None
+    most_sequences: int | None = None
 
     @property
     def tokens_per_sequence(self) -> float:
@@ -59,13 +62,7 @@ def choose_horizon(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> 
     fifth = -(-num_steps // 5)
     eval_every = config.train.eval_every or fifth
     eval_sequences, final_eval_sequences = count_eval_sequences(config, data, num_steps, eval_every)
-    warmup_steps = config.schedule.warmup_steps
-    if warmup_steps is None:
-        warmup_steps = num_steps // 20
-        reasons["warmup_steps"] = "5 % of the steps"
-    if warmup_steps > num_steps:
-        reason = f"is more than the run's {num_steps} steps"
-        raise ConfigError("schedule.warmup_steps", warmup_steps, reason, "warm up for fewer")
+    warmup_steps = count_warmup_steps(config.schedule, num_steps, reasons)
     return Horizon(
         tokens_per_step=tokens_per_step,
         num_steps=num_steps,
@@ -80,6 +77,17 @@ def choose_horizon(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> 
 
 
 def count_steps(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> int:
+    """The horizon in steps: what was given, unless a source that ends the run is dry before."""
+    asked = steps_asked(config, data, reasons)
+    if data.most_sequences is None or config.debug:
+        return asked
+    most = max(1, data.most_sequences // config.train.global_batch)
+    if most < asked:
+        reasons["num_steps"] = "a source of the mixture has been read (data.when_dry=stop)"
+    return min(asked, most)
+
+
+def steps_asked(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> int:
     """The horizon in steps, from whichever of steps, tokens or epochs was given."""
     train, recipe = config.train, config.mode.recipe
     if config.debug:
@@ -98,6 +106,24 @@ def count_steps(config: RunConfig, data: Corpus, reasons: dict[str, str]) -> int
     if max_tokens:
         return max(1, math.ceil(max_tokens / (train.global_batch * data.tokens_per_sequence)))
     return max(1, math.ceil((max_epochs or 1.0) * data.num_train_sequences / train.global_batch))
+
+
+def count_warmup_steps(schedule: Schedule, num_steps: int, reasons: dict[str, str]) -> int:
+    """The steps asked for, or a share of the run, 5 % where nothing is said."""
+    steps, fraction = schedule.warmup_steps, schedule.warmup_fraction
+    if steps is not None and fraction is not None:
+        reason = "and schedule.warmup_fraction are both given"
+        raise ConfigError("schedule.warmup_steps", steps, reason, "give one of them")
+    if fraction is not None:
+        reasons["warmup_steps"] = "schedule.warmup_fraction"
+        return math.ceil(fraction * num_steps)
+    if steps is None:
+        reasons["warmup_steps"] = "5 % of the steps"
+        return num_steps // 20
+    if steps > num_steps:
+        reason = f"is more than the run's {num_steps} steps"
+        raise ConfigError("schedule.warmup_steps", steps, reason, "warm up for fewer")
+    return steps
 
 
 def count_eval_sequences(

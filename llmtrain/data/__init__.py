@@ -1,5 +1,7 @@
 """Text on its way to a batch of token ids; each module takes the last one's product.
 
+    catalogue    what others published: one YAML each                names, sizes, licences
+    download     theirs onto this disk, whole                       a folder, a record of it
     source/*     where documents come from: one module a kind       documents with an id
     corpus       what every kind shares, as the config group ``data``
     split        which documents are held out: a hash of the id     train, held_out

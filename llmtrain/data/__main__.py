@@ -1,26 +1,43 @@
-"""Look at rows before training: `python -m llmtrain.data inspect mine.jsonl --tokenizer FOLDER`."""
+"""Data for training: what others published, how much a model needs, and a look at own rows."""
 
 import argparse
 import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmtrain.data.corpus import Document
+from llmtrain.data.download import download
 from llmtrain.data.example import Example, LossOn
 from llmtrain.data.formats import format_of_row, to_example
+from llmtrain.data.listing import list_entries
 from llmtrain.data.raft import Prompt, RaftWriter
 from llmtrain.data.rows import check_rows, read_rows
 from llmtrain.data.sample import sample_rows
 from llmtrain.data.template import open_template
-from llmtrain.errors import DONE, REFUSED, ConfigError
+from llmtrain.errors import (
+    DONE,
+    FAILED,
+    REFUSED,
+    STOPPED,
+    ConfigError,
+    TrainingError,
+    is_disk_full,
+)
+from llmtrain.prepare import add_options
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+EXAMPLES = """examples:
+  python -m llmtrain.data list --language zh --for 1b
+  python -m llmtrain.data recommend 7b --hardware a800x8
+  python -m llmtrain.data download wikitext
+  python -m llmtrain.data inspect mine.jsonl --tokenizer FOLDER
+"""
 MOST_REASONS = 5
 BAR_WIDTH = 40
 NUM_BINS = 10
@@ -32,16 +49,70 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     try:
         arguments.do(arguments)
-    except ConfigError as error:
+    except (ConfigError, TrainingError) as error:
         print(error, file=sys.stderr)
-        return REFUSED
+        return REFUSED if isinstance(error, ConfigError) else FAILED
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(f"{error}. Make room: the same command continues.", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("Stopped. The same command continues.", file=sys.stderr)
+        return STOPPED
     return DONE
 
 
 def parser() -> argparse.ArgumentParser:
-    """The two commands and their options."""
-    options = argparse.ArgumentParser(prog="python -m llmtrain.data", description=__doc__)
-    commands = options.add_subparsers(required=True, metavar="inspect|sample")
+    """The commands and their options."""
+    options = argparse.ArgumentParser(
+        prog="python -m llmtrain.data",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = options.add_subparsers(
+        required=True, metavar="list|recommend|download|prepare|inspect|sample"
+    )
+    add_catalogue(commands)
+    add_options(commands.add_parser("prepare", help="tokenise, before any GPU is taken"))
+    add_rows(commands)
+    return options
+
+
+def add_catalogue(commands: Any) -> None:
+    """What is to be had elsewhere: list, recommend, download."""
+    listing = commands.add_parser("list", help="data sets that others published, by name")
+    listing.add_argument("--language", help="en, zh or code")
+    listing.add_argument("--for", dest="size", metavar="SIZE", help="a model's size: 350m, 1b, 7b")
+    listing.add_argument("--format", default="table", choices=["table", "json"])
+    listing.set_defaults(do=list_entries)
+    advising = commands.add_parser("recommend", help="a mixture for a model's size")
+    advising.add_argument("size", help="a number of parameters (350m, 1b, 7b), or a model preset")
+    advising.add_argument("--hardware", default="a800x8", help="a hardware preset: for the days")
+    advising.add_argument("--language", default="en", help="en, or zh for mostly Chinese")
+    advising.set_defaults(do=advise)
+    loading = commands.add_parser("download", help="a data set, or --model: weights")
+    loading.add_argument("name", nargs="?", help="a name that `list` shows")
+    loading.add_argument("--model", metavar="NAME", help="a model preset, or org/name, for weights")
+    loading.add_argument("--to", metavar="DIR", help="where to; without: into the cache")
+    loading.add_argument("--tokens", help="a part of about so many tokens: 500m, 20b")
+    loading.add_argument(
+        "--from", dest="source", default="huggingface", choices=["huggingface", "modelscope"]
+    )
+    loading.add_argument("--id", metavar="ORG/NAME", help="another copy with the same files")
+    loading.set_defaults(do=download)
+
+
+def advise(arguments: argparse.Namespace) -> None:
+    """Recommend a mixture; the planner that this needs stands above the data."""
+    from llmtrain.recommend import recommend
+
+    recommend(arguments)
+
+
+def add_rows(commands: Any) -> None:
+    """What is here: inspect, sample."""
     inspecting = commands.add_parser(
         "inspect", help="formats, counts, lengths, and what is learned"
     )
@@ -55,7 +126,6 @@ def parser() -> argparse.ArgumentParser:
     sampling.add_argument("format", help="alpaca, sharegpt, messages, prompt, text or raft")
     sampling.add_argument("--out", help="a .json or .jsonl file; without: the terminal")
     sampling.set_defaults(do=sample)
-    return options
 
 
 def sample(arguments: argparse.Namespace) -> None:

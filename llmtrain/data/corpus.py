@@ -4,6 +4,8 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,19 +13,36 @@ from llmtrain.errors import ConfigError
 from llmtrain.schema import Part, unlearned
 
 BYTES_PER_TOKEN = 3.5  # English and source code under a small BPE; only estimates rest on it
+PERIOD = 4096  # draws from a mixture: shares are held to the nearest of so many parts
 SMALLEST_BPE = 257  # 256 bytes and the end-of-document token
 MANDATORY: Any = "???"  # OmegaConf's mark of a value that a YAML file must give
 
 OnBad = Callable[[ConfigError], None]  # raises what it is given, or counts it
 
 
+class OnBadRow(Enum):
+    """What is done with a row that is wrong: it is refused, or left out and counted."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+class Deduplicate(Enum):
+    """Which documents are left out: none, copies of earlier ones, or those much like one, too."""
+
+    none = "none"
+    exact = "exact"
+    near = "near"
+
+
 @dataclass(frozen=True)
 class Document:
-    """One text and the name it keeps for ever, which decides whether it is held out.
+    """One text and the id it keeps for ever, which decides whether it is held out.
 
     ``learned`` are the character ranges whose tokens have a loss; None: all of them, and the
     end-of-document token that is put behind the text. ``split`` names the side of a document whose
-    source decides it. ``is_dialogue`` says that a chat template wrote it.
+    source decides it. ``is_dialogue`` says that a chat template wrote it. ``place`` says where it
+    was read, if its id does not.
     """
 
     id: str
@@ -31,6 +50,7 @@ class Document:
     learned: tuple[tuple[int, int], ...] | None = None
     split: str | None = None
     is_dialogue: bool = False
+    place: str = ""
 
     @property
     def num_learned_bytes(self) -> int:
@@ -38,6 +58,22 @@ class Document:
         if self.learned is None:
             return len(self.text.encode())
         return sum(len(self.text[start:stop].encode()) for start, stop in self.learned)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What is tokenised by itself, of about ``num_bytes`` of text.
+
+    ``identity`` is all that decides which documents it has: equal ones have the same.
+    ``content`` tells the source what to read, ``source`` which one of a mixture it is of.
+    ``left_out`` are the numbers of documents that earlier ones say already.
+    """
+
+    identity: tuple[object, ...]
+    num_bytes: int
+    content: Any = None
+    source: str = ""
+    left_out: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -52,11 +88,13 @@ class Tokenizer:
 class Corpus(Part, ABC):
     """Documents, a tokenizer for them, and a rule for which of them are held out.
 
-    ``has_masks`` says whether documents are learned in part.
+    ``has_masks`` says whether documents are learned in part. ``num_workers`` processes tokenise it
+    (null: one a core).
     """
 
     name: str = unlearned("???")
     path: str | None = unlearned()
+    num_workers: int | None = unlearned(low=1)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
 
     has_masks: ClassVar[bool] = False
@@ -75,6 +113,11 @@ class Corpus(Part, ABC):
     def skips_bad(self) -> bool:
         """Whether a row that is wrong is left out and counted."""
         return False
+
+    def raise_unless_skipped(self, error: ConfigError) -> None:
+        """What is done with a bad row where nobody counts them."""
+        if not self.skips_bad:
+            raise error
 
     @property
     @abstractmethod
@@ -96,9 +139,35 @@ class Corpus(Part, ABC):
         One that cannot be read goes to ``on_bad``.
         """
 
-    def writing(self) -> list[str]:
-        """What beside the source decides how documents are written."""
+    def slices(self) -> Iterator[Slice]:
+        """What is tokenised by itself, in the order of the documents: one slice has them all."""
+        yield Slice((self.fingerprint(),), self.num_bytes())
+
+    def read_slice(self, slice: Slice, tokenizer: Path, on_bad: OnBad) -> Iterator[Document]:
+        """The documents of a slice, as :meth:`written` has them."""
+        return self.written(tokenizer, on_bad)
+
+    def shares(self, tokens: dict[str, int]) -> dict[str, float]:
+        """Of a mixture, the part of all tokens that each source has, given how many it holds."""
+        return {}
+
+    @property
+    def ends_when_dry(self) -> bool:
+        """Whether a run ends where a source of a mixture has been read."""
+        return False
+
+    @property
+    def duplicates(self) -> Deduplicate:
+        """Which documents are left out since an earlier one says the same."""
+        return Deduplicate.none
+
+    def rendering(self) -> list[str]:
+        """What beside the source decides how each document is written."""
         return []
+
+    def writing(self) -> list[str]:
+        """What beside the source decides which documents are written, and how."""
+        return self.rendering()
 
     def chat_template(self, tokenizer: Path) -> str | None:
         """The template by which dialogues were written, for whoever talks to the model."""
@@ -127,15 +196,23 @@ class TextCorpus(Corpus):
 
     One document in ``held_out_every`` is held out, so that a document stays on its side when
     others come and go. ``keep_documents_apart`` restarts the positions at each document within a
-    sequence.
+    sequence. ``deduplicate`` leaves out what was said before.
     """
 
     held_out_every: int = MANDATORY
     keep_documents_apart: bool = False
+    deduplicate: Deduplicate = Deduplicate.none
 
     @property
     def keeps_apart(self) -> bool:
         return self.keep_documents_apart
+
+    @property
+    def duplicates(self) -> Deduplicate:
+        return self.deduplicate
+
+    def writing(self) -> list[str]:
+        return [*self.rendering(), self.deduplicate.value]
 
     @abstractmethod
     def documents(self) -> Iterator[Document]:
@@ -157,6 +234,7 @@ class TextCorpus(Corpus):
     def check(self) -> None:
         super().check()
         check_held_out(self.held_out_every)
+        check_deduplicate(self.deduplicate)
 
 
 def check_held_out(every: int) -> None:
@@ -167,6 +245,12 @@ def check_held_out(every: int) -> None:
             "leaves no document to train on",
             "set 2 or more (20 holds out 5 %)",
         )
+
+
+def check_deduplicate(asked: Deduplicate) -> None:
+    if asked is Deduplicate.near and find_spec("datasketch") is None:
+        remedy = "run: pip install -c constraints.txt datasketch, or take exact"
+        raise ConfigError("data.deduplicate", "near", "needs the package datasketch", remedy)
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> None:

@@ -3,22 +3,16 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import ClassVar
 
-from llmtrain.data.corpus import MANDATORY, Corpus, Document, OnBad
+from llmtrain.data.corpus import MANDATORY, Corpus, Document, OnBad, OnBadRow
 from llmtrain.data.example import Evidence, Example, LossOn, Message
 from llmtrain.data.template import check_template, named, open_template
 from llmtrain.errors import ConfigError
 from llmtrain.schema import Recipe, learned, unlearned, unlearned_part
 
 __all__ = ["Evidence", "Example", "ExampleCorpus", "LossOn", "Message", "OnBad", "OnBadRow"]
-
-
-class OnBadRow(Enum):
-    fail = "fail"
-    skip = "skip"
 
 
 @dataclass
@@ -66,11 +60,6 @@ class ExampleCorpus(Corpus):
         if self.validation_path is None:
             yield from (example.id for example in self.examples(self.raise_unless_skipped))
 
-    def raise_unless_skipped(self, error: ConfigError) -> None:
-        """What :meth:`ids` does with a bad row, which :meth:`written` counts."""
-        if not self.skips_bad:
-            raise error
-
     def check(self) -> None:
         super().check()
         check_template(self.template)
@@ -87,7 +76,7 @@ class ExampleCorpus(Corpus):
     def skips_bad(self) -> bool:
         return self.on_bad_row is OnBadRow.skip
 
-    def writing(self) -> list[str]:
+    def rendering(self) -> list[str]:
         template = "" if self.template is None else named(self.template)
         return [template, self.loss_on.value, self.on_bad_row.value]
 

@@ -56,7 +56,7 @@ def round_keys(key: int) -> Words:
     return np.frombuffer(hashed, dtype="<u8")[:ROUNDS].astype(np.uint64)
 
 
-def epoch_key(seed: int, epoch: int) -> int:
+def epoch_key(seed: int, epoch: int | str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "big")
 
 
@@ -71,6 +71,17 @@ def step_sequences(seed: int, step: int, global_batch: int, num_sequences: int) 
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
         key = epoch_key(seed, int(epoch))
+        sequences[chosen] = shuffled(within[chosen], num_sequences, key)
+    return sequences
+
+
+def own_order(seed: int, source: int, draws: Indices, num_sequences: int) -> Indices:
+    """Which of its sequences a source of a mixture gives at these of its draws; same shape."""
+    epochs, within = np.divmod(draws, num_sequences)
+    sequences = np.empty_like(draws)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        key = epoch_key(seed, f"{epoch}/{source}")
         sequences[chosen] = shuffled(within[chosen], num_sequences, key)
     return sequences
 

@@ -9,6 +9,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from llmtrain.data.corpus import OnBad
 from llmtrain.errors import ConfigError
 
 ROWS_AT_ONCE = 256  # of a parquet file, so that memory does not grow with it
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+UNPACKED = 3  # times the size of packed text, about: only estimates rest on it
+UNPACKED_AT_ONCE = 2**20  # bytes
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -91,7 +95,8 @@ Numbered = Iterator[tuple[int, Any]]  # each row with its number; a line of a .j
 
 def read_json(file: File, columns: list[str] | None) -> Numbered:
     """A list of rows, also as the ``data`` of an object; or lines under the wrong name."""
-    content = file.path.read_bytes()
+    with open_bytes(file) as opened:
+        content = opened.read()
     try:
         loaded = json.loads(content)
     except UnicodeDecodeError:
@@ -111,7 +116,7 @@ def read_json(file: File, columns: list[str] | None) -> Numbered:
 
 
 def read_jsonl(file: File, columns: list[str] | None) -> Numbered:
-    with open(file.path, "rb") as lines:
+    with open_bytes(file) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield number, line
@@ -249,7 +254,31 @@ def known_formats(
 
 
 def format_of(path: Path) -> str:
-    return path.suffix.lower()
+    """The ending that tells how a file is read: of x.jsonl.gz it is .jsonl."""
+    name = path.with_suffix("") if is_compressed(path) else path
+    return name.suffix.lower()
+
+
+def is_compressed(path: Path) -> bool:
+    return path.suffix.lower() in COMPRESSED
+
+
+@contextmanager
+def open_bytes(file: File) -> Iterator[Any]:
+    """A file's bytes, unpacked on the way; ConfigError where they are damaged."""
+    if not is_compressed(file.path):
+        with open(file.path, "rb") as opened:
+            yield opened
+        return
+    import pyarrow
+
+    try:
+        packed = pyarrow.input_stream(str(file.path), COMPRESSED[file.path.suffix.lower()])
+        with packed, BufferedReader(packed, UNPACKED_AT_ONCE) as opened:
+            yield opened
+    except (OSError, EOFError) as error:
+        reason = f"cannot be unpacked ({first_line(error)})"
+        raise refusal(file, reason, "fetch or write it again") from None
 
 
 def fixed_part(pattern: Path) -> Path:
@@ -274,9 +303,9 @@ def identity(file: File) -> tuple[str, str, int, int]:
 
 
 def file_bytes(file: File, column: str | None = None) -> int:
-    """A file's size as it lies on disk; of a parquet file, a column's or all, uncompressed."""
+    """A file's size, guessed where it is packed; of a parquet file, a column's or all, unpacked."""
     if format_of(file.path) != ".parquet":
-        return file.path.stat().st_size
+        return file.path.stat().st_size * (UNPACKED if is_compressed(file.path) else 1)
     metadata = open_parquet(file).metadata
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]

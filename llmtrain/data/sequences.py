@@ -4,18 +4,25 @@ B batch, L sequence length.
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from llmtrain.data.mixing import Mixing
+from llmtrain.data.order import own_order, step_sequences
 from llmtrain.data.packing import best_fit
-from llmtrain.data.shards import Manifest, index_of, mask_of
+from llmtrain.data.shards import Manifest
+from llmtrain.data.tokenising import index_of, mask_of
 from llmtrain.errors import ConfigError
 
 NO_LABEL = -100  # what torch's cross entropy leaves out
+
+MOST_OPEN = 64  # files, each with a handle
 
 Ids = npt.NDArray[np.int64]
 
@@ -33,6 +40,9 @@ class Sequences(Protocol):
     num_left_out: int
 
     def __len__(self) -> int: ...
+
+    def order(self, seed: int, step: int, global_batch: int) -> Ids:
+        """The sequences of a step (from 0), on however many ranks; shape [global_batch]."""
 
     def batch(self, indices: npt.ArrayLike) -> dict[str, Ids]:
         """input_ids and labels [B, L] of these sequences, labels already shifted by one.
@@ -56,42 +66,59 @@ def open_sequences(
     """The sequences of a split: documents that are learned in part, or windows of a stream."""
     if manifest.has_masks:
         return PackedSequences(manifest, split, seq_len, packing)
+    if split == "train" and manifest.sources:
+        return MixedSequences(manifest, seq_len, keep_apart)
     return TokenSequences(manifest, split, seq_len, keep_apart, cover_all)
 
 
 class TokenStream:
-    """All tokens of a split, memory-mapped, whatever shards they lie in."""
+    """All tokens of a split, memory-mapped, whatever shards they lie in.
+
+    The few shards that were read last are open: of a large corpus there are thousands.
+    """
 
     def __init__(self, manifest: Manifest, split: str) -> None:
-        files = [manifest.folder / name for name in manifest.splits[split].shards]
+        self.dtype = manifest.dtype
+        shards = manifest.splits[split].shards
+        self.files = [manifest.folder / shard.path for shard in shards]
         self.num_tokens = manifest.splits[split].num_tokens
-        self.shards = [np.memmap(file, dtype=manifest.dtype, mode="r") for file in files]
-        self.masks = [np.memmap(mask_of(file), mode="r") for file in files if manifest.has_masks]
-        self.starts = [np.load(index_of(file), mmap_mode="r") for file in files]
-        self.ends = list(accumulate(len(shard) for shard in self.shards))
+        self.ends = list(accumulate(shard.num_tokens for shard in shards))
+        self.opened = lru_cache(maxsize=MOST_OPEN)(np.memmap)
+        self.starts_in = lru_cache(maxsize=MOST_OPEN)(self.read_starts)
 
     def tokens(self, start: int, stop: int) -> npt.NDArray[np.uint16 | np.uint32]:
         """Tokens ``start`` to ``stop`` of the split."""
-        return self.cut(self.shards, start, stop)
+        parts = self.cut(start, stop)
+        opened = ((self.opened(file, self.dtype, "r"), within) for file, within in parts)
+        return np.concatenate([shard[within] for shard, within in opened])
 
     def mask(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """For each of these tokens 1 if it is learned."""
-        return self.cut(self.masks, start, stop)
+        parts = self.cut(start, stop)
+        opened = ((self.opened(mask_of(file), "uint8", "r"), within) for file, within in parts)
+        return np.concatenate([shard[within] for shard, within in opened])
 
-    def cut(self, shards: Sequence[npt.NDArray], start: int, stop: int) -> npt.NDArray:
-        parts = []
+    def cut(self, start: int, stop: int) -> Iterator[tuple[Path, slice]]:
+        """The shards that have these tokens, and where."""
         for shard in self.shards_between(start, stop):
-            offset = self.ends[shard] - len(self.shards[shard])
-            parts.append(shards[shard][max(0, start - offset) : stop - offset])
-        return np.concatenate(parts)
+            begin = self.begin(shard)
+            yield self.files[shard], slice(max(0, start - begin), stop - begin)
 
     def document_starts(self, start: int, stop: int) -> Ids:
         """Offsets in the split of the documents that start from ``start`` to before ``stop``."""
         parts = []
         for shard in self.shards_between(start, stop):
-            first, last = np.searchsorted(self.starts[shard], [start, stop])
-            parts.append(self.starts[shard][first:last])
+            starts = self.starts_in(shard)
+            first, last = np.searchsorted(starts, [start, stop])
+            parts.append(starts[first:last])
         return np.concatenate(parts)
+
+    def read_starts(self, shard: int) -> Ids:
+        """Where documents start that a shard has, as offsets in the split."""
+        return np.load(index_of(self.files[shard])) + self.begin(shard)
+
+    def begin(self, shard: int) -> int:
+        return self.ends[shard - 1] if shard else 0
 
     def shards_between(self, start: int, stop: int) -> range:
         first = bisect.bisect_right(self.ends, start)
@@ -129,6 +156,9 @@ class TokenSequences:
     def __len__(self) -> int:
         return self.num_sequences
 
+    def order(self, seed: int, step: int, global_batch: int) -> Ids:
+        return step_sequences(seed, step, global_batch, len(self))
+
     def batch(self, indices: npt.ArrayLike) -> dict[str, Ids]:
         starts = self.first_tokens(indices)
         input_ids_BL = np.full((len(starts), self.seq_len), self.eos_id, dtype=np.int64)
@@ -159,6 +189,45 @@ class TokenSequences:
         return [int(index) * self.seq_len for index in chosen]
 
 
+class MixedSequences(TokenSequences):
+    """The training sequences of several sources, in their shares at every step.
+
+    No sequence spans two sources. Each source has epochs of its own, and an order of its own in
+    each. ``num_draws`` is how many sequences there are until the run is to end; None: no end.
+    """
+
+    def __init__(self, manifest: Manifest, seq_len: int, keep_apart: bool = False) -> None:
+        super().__init__(manifest, "train", seq_len, keep_apart)
+        tokens = [source.num_tokens for source in manifest.sources]
+        for source in manifest.sources:
+            if count_sequences(source.num_tokens, seq_len) == 0:
+                raise too_short(f"training text of {source.name}", source.num_tokens, seq_len)
+        self.sizes = [count_sequences(each, seq_len) for each in tokens]
+        self.first_token = np.cumsum([0, *tokens[:-1]])
+        self.first_index = np.cumsum([0, *self.sizes])
+        self.num_sequences = sum(self.sizes)
+        self.num_inputs = self.num_sequences * seq_len
+        self.mixing = Mixing([source.share for source in manifest.sources])
+        ends = manifest.ends_when_dry
+        self.num_draws = self.mixing.until_dry(self.sizes) if ends else None
+
+    def order(self, seed: int, step: int, global_batch: int) -> Ids:
+        numbers = step * global_batch + np.arange(global_batch, dtype=np.int64)
+        sources, draws = self.mixing.draws(numbers)
+        found = np.empty(global_batch, dtype=np.int64)
+        for source, size in enumerate(self.sizes):
+            is_own = sources == source
+            own = own_order(seed, source, draws[is_own], size)
+            found[is_own] = self.first_index[source] + own
+        return found
+
+    def first_tokens(self, indices: npt.ArrayLike) -> list[int]:
+        chosen = np.asarray(indices, dtype=np.int64)
+        sources = np.searchsorted(self.first_index, chosen, side="right") - 1
+        within = chosen - self.first_index[sources]
+        return [int(token) for token in self.first_token[sources] + within * self.seq_len]
+
+
 class PackedSequences:
     """Documents that are learned in part: several in a sequence, or each in one of its own.
 
@@ -172,7 +241,8 @@ class PackedSequences:
         self.seq_len = seq_len
         self.packing = packing
         self.eos_id = manifest.vocabulary.eos_id
-        bounds = np.concatenate([*self.stream.starts, [self.stream.num_tokens]])
+        found = [self.stream.starts_in(shard) for shard in range(len(self.stream.files))]
+        bounds = np.concatenate([*found, [self.stream.num_tokens]])
         self.starts, lengths = bounds[:-1], np.diff(bounds) - 1
         self.lengths = np.minimum(lengths, seq_len)
         is_cut = lengths > seq_len
@@ -194,6 +264,9 @@ class PackedSequences:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def order(self, seed: int, step: int, global_batch: int) -> Ids:
+        return step_sequences(seed, step, global_batch, len(self))
 
     def batch(self, indices: npt.ArrayLike) -> dict[str, Ids]:
         rows = [self.rows[index] for index in np.asarray(indices, dtype=np.int64)]

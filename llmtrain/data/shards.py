@@ -4,39 +4,33 @@ import hashlib
 import json
 import lzma
 import shutil
-from array import array
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from llmtrain.data import tokenising
 from llmtrain.data.cache import make_once
-from llmtrain.data.corpus import BYTES_PER_TOKEN, Corpus, Document, digest
-from llmtrain.data.encoding import Encoder
-from llmtrain.data.split import HoldsOut, hold_out
+from llmtrain.data.corpus import BYTES_PER_TOKEN, Corpus, Deduplicate, Slice, digest
+from llmtrain.data.duplicates import repeated
+from llmtrain.data.split import hold_out
+from llmtrain.data.tokenising import MOST_REASONS, Advance, Shard, Tokenised, Tokenising
 from llmtrain.data.tokenizer import Vocabulary, make_vocabulary, origin_of
+from llmtrain.data.workers import mark_all, tokenise_all
 from llmtrain.errors import ConfigError
 
-if TYPE_CHECKING:
-    pass
-
-FORMAT = 4  # raise it when the files change, so that older caches are not taken for new ones
-SHARD_TOKENS = 2**28  # at most, each: 0.5 GiB of uint16
-BATCH_CHARACTERS = 4 * 2**20  # encoded at once: keeps every core busy and memory constant
+SHARDS = "shards"  # in the cache: what several corpora may have in common
+FORMAT = 5  # raise it when the files change, so that older caches are not taken for new ones
 MOST_XZ_BYTES = 32 * 2**20  # xz needs a second for each MiB
-
-MOST_REASONS = 10  # of skipped rows are kept; the rest are counted
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Split:
-    """One side of the corpus; ``shards`` are the token files in order, ``sha`` their content.
+    """One side of the corpus: its shards in order, what is in all of them, and a hash of that.
 
     ``num_learned_tokens`` have a loss when everything is read once; ``num_bytes`` are theirs.
     """
@@ -45,8 +39,34 @@ class Split:
     num_tokens: int
     num_learned_tokens: int
     num_bytes: int
-    shards: tuple[str, ...]
+    shards: tuple[Shard, ...]
     sha: str
+
+    @classmethod
+    def of(cls, shards: Iterable[Shard], has_masks: bool) -> "Split":
+        """Of a stream every token is learned but the very first."""
+        shards = tuple(shards)
+        num_first = 0 if has_masks or not shards else 1
+        return cls(
+            num_documents=sum(shard.num_documents for shard in shards),
+            num_tokens=sum(shard.num_tokens for shard in shards),
+            num_learned_tokens=sum(shard.num_learned_tokens for shard in shards) - num_first,
+            num_bytes=sum(shard.num_bytes for shard in shards),
+            shards=shards,
+            sha=hashlib.sha256("".join(shard.sha for shard in shards).encode()).hexdigest(),
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of a mixture: its training tokens stand together, in the order of the sources.
+
+    ``share`` is that of all tokens that are trained on.
+    """
+
+    name: str
+    num_tokens: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +75,9 @@ class Manifest:
 
     ``fingerprint`` covers sources, tokenizer and split rule, by which the folder is found. Each
     split's ``sha`` covers the tokens themselves, whatever path they were read from. ``skipped``
-    are the reasons of rows that were left out, the first few of ``num_skipped``.
+    are the reasons of rows that were left out, the first few of ``num_skipped``;
+    ``num_repeated`` documents said what an earlier one says. ``sources`` are those of a mixture,
+    which ends at the first that has been read if ``ends_when_dry``.
     """
 
     folder: Path
@@ -68,6 +90,9 @@ class Manifest:
     chat_template: str | None = None
     num_skipped: int = 0
     skipped: tuple[str, ...] = ()
+    num_repeated: int = 0
+    sources: tuple[Source, ...] = ()
+    ends_when_dry: bool = False
 
     @property
     def train(self) -> Split:
@@ -85,6 +110,7 @@ class Manifest:
         vocabulary = Vocabulary(folder=tokenizer, **saved.pop("vocabulary"))
         splits = {name: to_split(split) for name, split in saved.pop("splits").items()}
         saved["skipped"] = tuple(saved["skipped"])
+        saved["sources"] = tuple(Source(**source) for source in saved["sources"])
         return cls(folder=folder, vocabulary=vocabulary, splits=splits, **saved)
 
     def save(self) -> None:
@@ -96,7 +122,7 @@ class Manifest:
 
 
 def to_split(saved: dict[str, Any]) -> Split:
-    return Split(**{**saved, "shards": tuple(saved["shards"])})
+    return Split(**saved | {"shards": tuple(Shard(**shard) for shard in saved["shards"])})
 
 
 def prepare(
@@ -106,7 +132,8 @@ def prepare(
 
     ``tokenizer_path`` (a pretrained model's) goes before ``corpus.tokenizer.path``. A bar is shown
     on stderr if ``progress`` and it is a terminal. ConfigError for data that cannot be read and
-    for a split without documents. Processes that prepare the same corpus at once do it once.
+    for a split without documents. Processes that prepare the same corpus at once do it once; one
+    that is killed loses the slices that it was at.
     """
     corpus.check()
     cache_root = cache_root.expanduser().absolute()
@@ -115,12 +142,56 @@ def prepare(
     fingerprint = combine(corpus, sources, origin.key)
 
     def make(folder: Path) -> None:
-        check_space(corpus, folder)
-        vocabulary = make_vocabulary(origin, cache_root)
+        job = tokenising_of(corpus, make_vocabulary(origin, cache_root), cache_root)
         with bar(corpus, progress) as advance:
-            tokenize(corpus, vocabulary, fingerprint, folder, advance)
+            slices = chosen_slices(job)
+            check_space(job, slices, cache_root)
+            found = tokenise_all(job, slices, corpus.num_workers, advance)
+        assemble(job, slices, found, fingerprint, folder).save()
 
     return Manifest.load(make_once(folder_of(cache_root, fingerprint), is_whole, make))
+
+
+def prepare_share(
+    corpus: Corpus, cache_root: Path, number: int, count: int, tokenizer_path: str | None = None
+) -> int:
+    """Tokenise every ``count``-th slice from ``number`` (0 the first) on; how many these are.
+
+    When all shares are done, :func:`prepare` finds their shards and only writes the manifest.
+    """
+    corpus.check()
+    cache_root = cache_root.expanduser().absolute()
+    origin = origin_of(corpus, corpus.fingerprint(), tokenizer_path)
+    job = tokenising_of(corpus, make_vocabulary(origin, cache_root), cache_root)
+    slices = chosen_slices(job, number, count)[number::count]
+    check_space(job, slices, cache_root)
+    with bar(corpus, progress=True) as advance:
+        return len(tokenise_all(job, slices, corpus.num_workers, advance))
+
+
+def chosen_slices(job: Tokenising, number: int = 0, count: int = 1) -> list[Slice]:
+    """The slices of a corpus, with what is left out of each because it was said before.
+
+    Of several machines each marks every ``count``-th slice first, from ``number`` on.
+    """
+    slices = list(job.corpus.slices())
+    if job.corpus.duplicates is Deduplicate.none:
+        return slices
+    if count > 1:
+        mark_all(job, slices[number::count], job.corpus.num_workers)
+    folders = mark_all(job, slices, job.corpus.num_workers)
+    found = repeated([folder / "marks.npy" for folder in folders])
+    return [
+        replace(slice, left_out=frozenset(numbers.tolist()))
+        for slice, numbers in zip(slices, found, strict=True)
+    ]
+
+
+def tokenising_of(corpus: Corpus, vocabulary: Vocabulary, cache_root: Path) -> Tokenising:
+    holds_out = hold_out(corpus) if corpus.held_out_fraction else None
+    # twice the mean, so that the text is there wherever its compression is wanted
+    keeps_text = corpus.num_bytes() * corpus.held_out_fraction <= 2 * MOST_XZ_BYTES
+    return Tokenising(corpus, vocabulary, holds_out, keeps_text, cache_root / SHARDS)
 
 
 def find_manifest(
@@ -134,7 +205,7 @@ def find_manifest(
 
 
 def combine(corpus: Corpus, sources: str, tokenizer_key: str) -> str:
-    parts = [FORMAT, SHARD_TOKENS, sources, tokenizer_key, corpus.held_out_fraction]
+    parts = [FORMAT, sources, tokenizer_key, corpus.held_out_fraction]
     return digest([*parts, *corpus.writing()])
 
 
@@ -143,118 +214,88 @@ def folder_of(cache_root: Path, fingerprint: str) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the manifest and every file it names are there, of the right size."""
+    """Whether the manifest and every file that it names are there, of the right size."""
     if not (folder / "manifest.json").is_file():
         return False
     manifest = Manifest.load(folder)
     has_tokenizer = (manifest.vocabulary.folder / "tokenizer.json").is_file()
-    return has_tokenizer and all(
-        bytes_of(folder, split, manifest.has_masks)
-        == split.num_tokens * np.dtype(manifest.dtype).itemsize
-        for split in manifest.splits.values()
-    )
+    shards = (shard for split in manifest.splits.values() for shard in split.shards)
+    return has_tokenizer and all(tokenising.has_size(folder, shard) for shard in shards)
 
 
-def bytes_of(folder: Path, split: Split, has_masks: bool) -> int:
-    files = [folder / name for name in split.shards]
-    beside = [index_of(file) for file in files]
-    beside += [mask_of(file) for file in files if has_masks]
-    if not all(file.is_file() for file in [*files, *beside]):
-        return -1
-    return sum(file.stat().st_size for file in files)
-
-
-def index_of(shard: Path) -> Path:
-    """Beside each shard: where documents start in it, int64 offsets into the split's tokens."""
-    return shard.with_suffix(".npy")
-
-
-def mask_of(shard: Path) -> Path:
-    """Beside a shard of documents that are learned in part: a byte for each token, 1 if it is."""
-    return shard.with_suffix(".mask")
-
-
-def check_space(corpus: Corpus, folder: Path) -> None:
-    free_gib = shutil.disk_usage(folder).free / 2**30
-    needed_gib = corpus.num_bytes() / BYTES_PER_TOKEN * 4 / 2**30  # at most 4 bytes a token
+def check_space(job: Tokenising, slices: list[Slice], cache_root: Path) -> None:
+    """Raise ConfigError where there is no room for the slices that are to be tokenised yet."""
+    missing = (each for each in slices if not job.has_all(job.folder_of(each)))
+    num_bytes = sum(each.num_bytes for each in missing)
+    free_gib = shutil.disk_usage(cache_root).free / 2**30
+    needed_gib = num_bytes / BYTES_PER_TOKEN * np.dtype(job.dtype).itemsize / 2**30
     if needed_gib > free_gib:
         raise ConfigError(
             "cache_root",
-            folder.parent.parent,
+            cache_root,
             f"has {free_gib:.1f} GiB free and the tokens take up to {needed_gib:.1f} GiB",
             "free some or set cache_root to a larger disk",
         )
 
 
-def tokenize(
-    corpus: Corpus, vocabulary: Vocabulary, fingerprint: str, folder: Path, advance: Advance
-) -> None:
-    """Fill ``folder`` with the shards of both splits, and last with the manifest."""
-    dtype = "uint16" if vocabulary.size <= 2**16 else "uint32"
-    encode = Encoder(vocabulary, np.dtype(dtype))
-    holds_out = hold_out(corpus) if corpus.held_out_fraction else None
-    skipped = Skipped(corpus)
-    has_dialogues = False
-    xz = XzMeter()
-    with ShardWriter(folder, "train") as train, ShardWriter(folder, "held_out") as held_out:
-        writers = {"train": train, "held_out": held_out}
-        documents = corpus.written(vocabulary.folder, skipped.note)
-        for batch in batches(documents, BATCH_CHARACTERS):
-            for document, (tokens, mask) in zip(batch, encode(batch), strict=True):
-                has_dialogues |= document.is_dialogue
-                split = document.split or split_of(document, holds_out)
-                writers[split].add(tokens, document.num_learned_bytes, mask)
-                if split == "held_out" and mask is None:
-                    xz.add(document.text.encode())
-                advance(len(document.text.encode()))
-    splits = {name: writer.split() for name, writer in writers.items()}
-    check_splits(corpus, splits)
-    Manifest(
+def assemble(
+    job: Tokenising,
+    slices: list[Slice],
+    found: list[Path],
+    fingerprint: str,
+    folder: Path,
+) -> Manifest:
+    """The manifest of shards that lie elsewhere in the cache, in the order of their slices."""
+    made = [Tokenised.load(path) for path in found]
+    splits = {
+        name: Split.of(shards_of(name, made, found), job.corpus.has_masks)
+        for name in tokenising.SPLITS
+    }
+    check_splits(job.corpus, splits)
+    has_dialogues = any(each.has_dialogues for each in made)
+    template = job.corpus.chat_template(job.vocabulary.folder) if has_dialogues else None
+    return Manifest(
         folder=folder,
         fingerprint=fingerprint,
-        dtype=dtype,
-        vocabulary=vocabulary,
+        dtype=job.dtype,
+        vocabulary=job.vocabulary,
         splits=splits,
-        held_out_xz_bits_per_byte=xz.bits_per_byte(),
-        has_masks=corpus.has_masks,
-        chat_template=corpus.chat_template(vocabulary.folder) if has_dialogues else None,
-        num_skipped=skipped.count,
-        skipped=tuple(skipped.first),
-    ).save()
+        held_out_xz_bits_per_byte=xz_bits_per_byte(found) if job.keeps_text else None,
+        has_masks=job.corpus.has_masks,
+        chat_template=template,
+        num_skipped=sum(each.num_skipped for each in made),
+        skipped=tuple(reason for each in made for reason in each.skipped)[:MOST_REASONS],
+        num_repeated=sum(len(slice.left_out) for slice in slices),
+        sources=tuple(sources_of(job.corpus, slices, made)),
+        ends_when_dry=job.corpus.ends_when_dry,
+    )
 
 
-def split_of(document: Document, holds_out: HoldsOut | None) -> str:
-    return "held_out" if holds_out is not None and holds_out(document.id) else "train"
+def shards_of(split: str, made: list[Tokenised], found: list[Path]) -> Iterator[Shard]:
+    """The shards of a split, by their paths from a manifest's folder."""
+    for path, each in zip(found, made, strict=True):
+        if split in each.shards:
+            shard = each.shards[split]
+            yield replace(shard, path=f"../../{SHARDS}/{path.name}/{shard.path}")
 
 
-class Skipped:
-    """Rows that are wrong: the first of them is raised, or all are counted where that is asked."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self.is_asked = corpus.skips_bad
-        self.count = 0
-        self.first: list[str] = []
-
-    def note(self, error: ConfigError) -> None:
-        if not self.is_asked:
-            raise error
-        self.count += 1
-        if len(self.first) < MOST_REASONS:
-            self.first.append(str(error))
+def sources_of(corpus: Corpus, slices: list[Slice], made: list[Tokenised]) -> Iterator[Source]:
+    """The sources of a mixture, with their training tokens and their shares."""
+    tokens: Counter[str] = Counter()
+    for slice, each in zip(slices, made, strict=True):
+        tokens[slice.source] += each.shards["train"].num_tokens if "train" in each.shards else 0
+    for name, share in corpus.shares(tokens).items():
+        yield Source(name, tokens[name], share)
 
 
-def batches(documents: Iterator[Document], characters: int) -> Iterator[list[Document]]:
-    """Consecutive documents of about so many characters together."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= characters:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def xz_bits_per_byte(slices: list[Path]) -> float | None:
+    """What ``xz -9`` makes of the held-out text; None if that is too long, or if there is none."""
+    files = [path / tokenising.TEXT for path in slices if (path / tokenising.TEXT).is_file()]
+    num_bytes = sum(file.stat().st_size for file in files)
+    if not 0 < num_bytes <= MOST_XZ_BYTES:
+        return None
+    text = b"".join(file.read_bytes() for file in files)
+    return 8 * len(lzma.compress(text, preset=9)) / num_bytes
 
 
 def check_splits(corpus: Corpus, splits: dict[str, Split]) -> None:
@@ -264,95 +305,6 @@ def check_splits(corpus: Corpus, splits: dict[str, Split]) -> None:
             raise ConfigError(
                 "data.path", corpus.path, f"leaves no document in the {name} split", remedy
             )
-
-
-class ShardWriter:
-    """One split's tokens, appended to files of ``shard_tokens`` each; a document may span two."""
-
-    def __init__(self, folder: Path, name: str, shard_tokens: int = SHARD_TOKENS) -> None:
-        self.folder = folder
-        self.name = name
-        self.shard_tokens = shard_tokens
-        self.shards: list[str] = []
-        self.starts = array("q")  # of the open shard's documents
-        self.num_documents = self.num_tokens = self.num_learned_tokens = self.num_bytes = 0
-        self.room = 0  # tokens that the open shard still takes
-        self.file: Any = None
-        self.sha = hashlib.sha256()
-
-    def add(
-        self, tokens: npt.NDArray[Any], num_bytes: int, mask: npt.NDArray[np.uint8] | None = None
-    ) -> None:
-        """Append one document, of which ``num_bytes`` of text are learned."""
-        if self.room == 0:
-            self.open_next()
-        self.starts.append(self.num_tokens)
-        self.num_documents += 1
-        self.num_bytes += num_bytes
-        # of a stream every token is learned but the very first
-        is_first = self.num_documents == 1
-        self.num_learned_tokens += len(tokens) - is_first if mask is None else int(mask[1:].sum())
-        self.sha.update(tokens.tobytes())
-        if mask is not None:
-            self.sha.update(mask.tobytes())
-        while len(tokens) > self.room:
-            room = self.room
-            self.append(tokens[:room], None if mask is None else mask[:room])
-            tokens, mask = tokens[room:], None if mask is None else mask[room:]
-            self.open_next()
-        self.append(tokens, mask)
-
-    def append(self, tokens: npt.NDArray[Any], mask: npt.NDArray[np.uint8] | None) -> None:
-        self.file.write(tokens.tobytes())
-        if mask is not None:
-            with open(mask_of(self.folder / self.shards[-1]), "ab") as masks:
-                masks.write(mask.tobytes())
-        self.num_tokens += len(tokens)
-        self.room -= len(tokens)
-
-    def open_next(self) -> None:
-        self.close_shard()
-        self.shards.append(f"{self.name}_{len(self.shards):05d}.bin")
-        self.file = open(self.folder / self.shards[-1], "wb")  # noqa: SIM115  (closed at its end)
-        self.room = self.shard_tokens
-
-    def close_shard(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.file = None
-            starts = np.array(self.starts, dtype=np.int64)
-            np.save(index_of(self.folder / self.shards[-1]), starts)
-            self.starts = array("q")
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close_shard()
-
-    def split(self) -> Split:
-        """What was written."""
-        tokens = (self.num_tokens, self.num_learned_tokens)
-        counts = (self.num_documents, *tokens, self.num_bytes)
-        return Split(*counts, tuple(self.shards), self.sha.hexdigest())
-
-
-class XzMeter:
-    """What ``xz -9`` makes of the held-out text, in bits per byte; None if that is too long."""
-
-    def __init__(self) -> None:
-        self.texts: list[bytes] = []
-        self.num_bytes = 0
-
-    def add(self, text: bytes) -> None:
-        self.num_bytes += len(text)
-        if self.num_bytes <= MOST_XZ_BYTES:
-            self.texts.append(text)
-
-    def bits_per_byte(self) -> float | None:
-        if not 0 < self.num_bytes <= MOST_XZ_BYTES:
-            return None
-        return 8 * len(lzma.compress(b"".join(self.texts), preset=9)) / self.num_bytes
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.errors import ConfigError
@@ -15,12 +16,36 @@ def hash_of(document_id: str) -> int:
     return int.from_bytes(sha.digest()[:8], "big")
 
 
-def hold_out(corpus: Corpus) -> HoldsOut:
-    """The rule by which this corpus is split: that of its kind, unless it leaves a side empty.
+@dataclass(frozen=True)
+class HoldOut:
+    """The rule by which a corpus is split: that of its kind, but for one document.
 
-    Where it holds out nothing, as it may with few documents, the id of smallest hash is held out;
-    where it holds out everything, all but the one of greatest hash. ConfigError for a corpus of
-    fewer than two documents.
+    ``least`` is the hash of the one that is held out where else none were, ``most`` of the one that
+    is not where else all were.
+    """
+
+    corpus: Corpus
+    least: int | None = None
+    most: int | None = None
+
+    def __call__(self, document_id: str) -> bool:
+        hashed = hash_of(document_id)
+        if self.least is not None:
+            return hashed == self.least
+        return hashed != self.most if self.most is not None else self.corpus.holds_out(hashed)
+
+    @property
+    def rule(self) -> tuple[object, ...]:
+        """What tells it from other rules."""
+        return self.corpus.held_out_fraction, self.least, self.most
+
+
+def hold_out(corpus: Corpus) -> HoldOut:
+    """The rule of a corpus, which leaves neither side empty.
+
+    Where that of its kind holds out nothing, as it may with few documents, the id of smallest hash
+    is held out; where it holds out everything, all but the one of greatest hash. ConfigError for a
+    corpus of fewer than two documents.
     """
     hashes: set[int] = set()  # as many as it takes to see both sides
     sides: set[bool] = set()
@@ -28,13 +53,12 @@ def hold_out(corpus: Corpus) -> HoldsOut:
         hashes.add(hash_of(document_id))
         sides.add(corpus.holds_out(hash_of(document_id)))
         if len(sides) == 2:
-            return lambda document_id: corpus.holds_out(hash_of(document_id))
+            return HoldOut(corpus)
     if len(hashes) < 2:
         raise too_few(corpus)
-    least, most = min(hashes), max(hashes)
-    if True in sides:
-        return lambda document_id: hash_of(document_id) != most
-    return lambda document_id: hash_of(document_id) == least
+    return (
+        HoldOut(corpus, most=max(hashes)) if True in sides else HoldOut(corpus, least=min(hashes))
+    )
 
 
 def too_few(corpus: Corpus) -> ConfigError:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain.data.cache import make_once
 from llmtrain.data.corpus import Corpus, TextCorpus, digest
-from llmtrain.data.split import HoldsOut, hash_of, hold_out
+from llmtrain.data.split import HoldsOut, hold_out
 from llmtrain.errors import ConfigError
 from llmtrain.hub import go_offline_if_unreachable
 
 if TYPE_CHECKING:  # a cached vocabulary is named without loading the library
     from tokenizers import Tokenizer
 
-FORMAT = 1  # raise it when training changes, so that older caches are not taken for new ones
+FORMAT = 2  # raise it when training changes, so that older caches are not taken for new ones
 END_OF_DOCUMENT = "<|endoftext|>"
 MOST_TRAINING_BYTES = 256 * 2**20  # merges hardly change beyond; memory and minutes do
 TOKENIZER_FILES = (
@@ -123,15 +123,20 @@ def train(corpus: TextCorpus, folder: Path) -> None:
             "gives no size to train to",
             "set it, or data.tokenizer.path to a tokenizer that exists",
         )
-    write(train_bpe(training_texts(corpus, hold_out(corpus)), vocab_size), folder)
+    write(train_bpe(training_texts(corpus, hold_out(corpus), folder), vocab_size), folder)
 
 
-def training_texts(corpus: TextCorpus, holds_out: HoldsOut) -> Iterator[str]:
-    """The train split; of a large corpus, a sample by id of about 256 MiB."""
-    limit = 2**64 * min(1.0, MOST_TRAINING_BYTES / max(1, corpus.num_bytes()))
-    for document in corpus.documents():
-        if hash_of(document.id) < limit and not holds_out(document.id):
-            yield document.text
+def training_texts(corpus: TextCorpus, holds_out: HoldsOut, folder: Path) -> Iterator[str]:
+    """The train split; of a large corpus about 256 MiB, from the start of each slice alike."""
+    share = min(1.0, MOST_TRAINING_BYTES / max(1, corpus.num_bytes()))
+    for slice in corpus.slices():
+        left = share * slice.num_bytes if share < 1 else float("inf")
+        for document in corpus.read_slice(slice, folder, corpus.raise_unless_skipped):
+            if left <= 0:
+                break
+            left -= len(document.text)
+            if not holds_out(document.id):
+                yield document.text
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int) -> "Tokenizer":

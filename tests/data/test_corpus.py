@@ -6,8 +6,8 @@ import pyarrow.parquet
 import pytest
 
 from llmtrain.data.corpus import Tokenizer
+from llmtrain.data.ranges import PIECE
 from llmtrain.data.source.stdlib import Stdlib
-from llmtrain.data.source.text import PIECE
 from llmtrain.data.split import hold_out
 from llmtrain.errors import ConfigError
 from llmtrain.schema import kinds
@@ -18,17 +18,17 @@ def stdlib(**options):
 
 
 def read(corpus):
-    return {document.id: document.text for document in corpus.documents()}
+    return {document.place: document.text for document in corpus.documents()}
 
 
 def ids_held_out(corpus):
     holds_out = hold_out(corpus)
-    return {document.id for document in corpus.documents() if holds_out(document.id)}
+    return {document.place for document in corpus.documents() if holds_out(document.id)}
 
 
 def test_every_source_is_found_by_listing_its_folder():
-    known = {"chat", "raft", "stdlib", "stdlib_qa", "stdlib_raft", "text"}
-    assert set(kinds("data")) == known
+    known = {"chat", "mixture", "raft", "stdlib", "stdlib_qa", "stdlib_raft", "text"}
+    assert set(kinds("data")) == known | {"published_chat", "published_text"}
 
 
 def test_stdlib_is_source_code_without_tests_and_character_tables():

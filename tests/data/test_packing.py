@@ -10,7 +10,8 @@ import pytest
 
 from llmtrain.data.packing import best_fit
 from llmtrain.data.sequences import NO_LABEL, PackedSequences, open_sequences
-from llmtrain.data.shards import Manifest, ShardWriter
+from llmtrain.data.shards import Manifest, Split
+from llmtrain.data.tokenising import ShardWriter
 from llmtrain.data.tokenizer import Vocabulary
 from llmtrain.errors import ConfigError
 
@@ -54,13 +55,16 @@ def test_the_sequence_with_the_least_room_is_taken() -> None:
     assert sorted(sorted(row.tolist()) for row in rows) == [[0, 3], [1, 2], [4]]
 
 
-def write(folder: Path, documents: list[tuple[Ids, Ids]], shard_tokens: int = 64) -> Manifest:
-    """A split of documents with their masks, over several shards."""
-    with ShardWriter(folder, "train", shard_tokens) as writer:
-        for ids_L, mask_L in documents:
+def write(folder: Path, documents: list[tuple[Ids, Ids]], num_each: int = 20) -> Manifest:
+    """A split of documents with their masks, so many in each shard."""
+    shards = []
+    for first in range(0, len(documents), num_each):
+        writer = ShardWriter(folder, f"train_{first}")
+        for ids_L, mask_L in documents[first : first + num_each]:
             writer.add(ids_L.astype(np.uint16), len(ids_L), mask_L.astype(np.uint8))
+        shards.append(writer.close())
     vocabulary = Vocabulary(folder, size=60000, eos_id=EOS, sha="")
-    splits = {"train": writer.split()}
+    splits = {"train": Split.of(shards, has_masks=True)}
     return Manifest(folder, "", "uint16", vocabulary, splits, None, has_masks=True)
 
 
@@ -77,12 +81,12 @@ def random_documents(count: int, longest: int) -> list[tuple[Ids, Ids]]:
 
 
 @pytest.mark.parametrize("packing", [True, False])
-@pytest.mark.parametrize("shard_tokens", [7, 1000])
+@pytest.mark.parametrize("num_each", [1, 7, 1000])
 def test_each_learned_token_is_a_label_once_behind_its_predecessor(
-    tmp_path: Path, packing: bool, shard_tokens: int
+    tmp_path: Path, packing: bool, num_each: int
 ) -> None:
     documents = random_documents(50, 33)
-    manifest = write(tmp_path, documents, shard_tokens)
+    manifest = write(tmp_path, documents, num_each)
     sequences = open_sequences(manifest, "train", 32, packing=packing)
     batch = sequences.batch(range(len(sequences)))
     is_learned_BL = batch["labels"] != NO_LABEL

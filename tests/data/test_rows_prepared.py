@@ -55,11 +55,11 @@ def long(number: int) -> dict[str, object]:
 
 def texts(manifest: Manifest, split: str) -> list[str]:
     """The documents of a split in their order."""
-    starts, tokens = [], []
-    for name in manifest.splits[split].shards:
-        tokens.append(np.fromfile(manifest.folder / name, dtype=manifest.dtype))
-        starts.append(np.load((manifest.folder / name).with_suffix(".npy")))
-    documents = np.split(np.concatenate(tokens), np.concatenate(starts)[1:])
+    documents = []
+    for shard in manifest.splits[split].shards:
+        path = manifest.folder / shard.path
+        starts = np.load(path.with_suffix(".npy"))
+        documents += np.split(np.fromfile(path, dtype=manifest.dtype), starts[1:])
     return [load(manifest.vocabulary.folder).decode(document.tolist()) for document in documents]
 
 
@@ -97,7 +97,7 @@ def test_what_is_learned_is_counted_in_tokens_and_in_bytes(corpus: Corpus, tmp_p
     manifest = prepare(corpus([row(n) for n in range(9)]), tmp_path / "cache")
     for name, split in manifest.splits.items():
         (shard,) = split.shards
-        mask = np.fromfile((manifest.folder / shard).with_suffix(".mask"), dtype=np.uint8)
+        mask = np.fromfile((manifest.folder / shard.path).with_suffix(".mask"), dtype=np.uint8)
         assert split.num_learned_tokens == mask.sum()
         assert split.num_bytes == len(texts(manifest, name)) * len(" It is 1.<|endoftext|>")
 

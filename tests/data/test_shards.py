@@ -3,20 +3,29 @@ import lzma
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llmtrain.data import shards
 from llmtrain.data.shards import Manifest, find_manifest, prepare
+from llmtrain.data.source.text import id_of
 from llmtrain.data.split import hash_of, hold_out
+from llmtrain.data.tokenising import index_of
 from llmtrain.data.tokenizer import load
 from llmtrain.errors import ConfigError
 
 
-def files_of(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+def content_of(manifest: Manifest) -> dict[str, str]:
+    """The hash of each file that a manifest stands for, by its path in the cache."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    files = [manifest.folder / shard.path for shard in shards]
+    files += [manifest.folder / "manifest.json", *(index_of(file) for file in files)]
+    cache = manifest.folder.parent.parent
+    return {
+        os.path.relpath(file, cache): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
 
 
 def test_every_document_stands_in_its_split_and_ends_with_eos(texts, corpus_of, tmp_path):
@@ -26,8 +35,9 @@ def test_every_document_stands_in_its_split_and_ends_with_eos(texts, corpus_of, 
     tokenizer = load(manifest.vocabulary.folder)
     for name, split in manifest.splits.items():
         documents = [d for d in corpus.documents() if holds_out(d.id) == (name == "held_out")]
-        stream = np.fromfile(manifest.folder / split.shards[0], dtype=manifest.dtype)
-        starts = np.load(manifest.folder / f"{name}_00000.npy")
+        (shard,) = split.shards
+        stream = np.fromfile(manifest.folder / shard.path, dtype=manifest.dtype)
+        starts = np.load(index_of(manifest.folder / shard.path))
         parts = np.split(stream, starts[1:])
         assert [tokenizer.decode(part[:-1]) for part in parts] == [d.text for d in documents]
         assert {part[-1] for part in parts} == {manifest.vocabulary.eos_id}
@@ -37,14 +47,14 @@ def test_every_document_stands_in_its_split_and_ends_with_eos(texts, corpus_of, 
 
 def test_preparing_twice_gives_the_same_bytes(texts, corpus_of, tmp_path):
     one, two = (prepare(corpus_of(), tmp_path / name) for name in ("one", "two"))
-    assert files_of(one.folder) == files_of(two.folder)
+    assert content_of(one) == content_of(two)
     assert one.fingerprint == two.fingerprint
 
 
 def test_preparing_again_does_no_work(texts, corpus_of, tmp_path, monkeypatch):
     assert find_manifest(corpus_of(), tmp_path / "cache") is None
     manifest = prepare(corpus_of(), tmp_path / "cache")
-    monkeypatch.setattr(shards, "tokenize", None)  # calling it would fail
+    monkeypatch.setattr(shards, "tokenise_all", None)  # calling it would fail
     assert prepare(corpus_of(), tmp_path / "cache") == manifest
     assert find_manifest(corpus_of(), tmp_path / "cache") == manifest
     assert Manifest.load(manifest.folder) == manifest
@@ -79,13 +89,14 @@ def test_a_pretrained_models_tokenizer_goes_first(texts, corpus_of, tmp_path):
 
 def test_what_a_killed_process_left_is_cleared(texts, corpus_of, tmp_path):
     manifest = prepare(corpus_of(), tmp_path / "cache")
-    whole = files_of(manifest.folder)
-    partial = manifest.folder.with_name(manifest.folder.name + ".partial")
+    whole = content_of(manifest)
+    shard = (manifest.folder / manifest.train.shards[0].path).resolve()
+    partial = shard.parent.with_name(shard.parent.name + ".partial")
     partial.mkdir()
-    (partial / "train_00009.bin").touch()
-    (manifest.folder / "train_00000.bin").unlink()
+    (partial / "train.bin").touch()
+    shard.unlink()
     assert find_manifest(corpus_of(), tmp_path / "cache") is None
-    assert files_of(prepare(corpus_of(), tmp_path / "cache").folder) == whole
+    assert content_of(prepare(corpus_of(), tmp_path / "cache")) == whole
     assert not partial.exists()
 
 
@@ -95,8 +106,8 @@ from pathlib import Path
 from llmtrain.data import shards
 from llmtrain.data.corpus import Tokenizer
 from llmtrain.data.source.text import Text
-work = shards.tokenize
-shards.tokenize = lambda *values: print("worked") or work(*values)
+work = shards.tokenise_all
+shards.tokenise_all = lambda *values: print("worked") or work(*values)
 corpus = Text(name="text", path={str(texts)!r}, held_out_every=4, tokenizer=Tokenizer(None, 300))
 shards.prepare(corpus, Path({str(tmp_path / "cache")!r}))
 """
@@ -115,7 +126,7 @@ def test_large_vocabularies_take_four_bytes_a_token(texts, corpus_of, tmp_path, 
     monkeypatch.setattr(shards, "make_vocabulary", lambda *_: vocabulary)
     manifest = prepare(corpus_of(), tmp_path / "other")
     assert manifest.dtype == "uint32"
-    file = manifest.folder / manifest.train.shards[0]
+    file = manifest.folder / manifest.train.shards[0].path
     assert file.stat().st_size == 4 * manifest.train.num_tokens
 
 
@@ -132,15 +143,15 @@ def test_held_out_text_is_compared_with_xz(texts, corpus_of, tmp_path, monkeypat
 
 def test_neither_split_is_empty_even_where_every_hash_says_held_out(tmp_path, corpus_of):
     (tmp_path / "texts").mkdir()
-    names = (f"{number}.txt" for number in range(100))
-    for name in [name for name in names if is_held_out_by_half(name)][:3]:
-        (tmp_path / "texts" / name).write_text(f"held out, all of them, {name}")
+    texts = (f"held out, all of them, {number}" for number in range(100))
+    for number, text in enumerate([text for text in texts if is_held_out_by_half(text)][:3]):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
     manifest = prepare(corpus_of(every=2), tmp_path / "cache")
     assert (manifest.train.num_documents, manifest.held_out.num_documents) == (1, 2)
 
 
-def is_held_out_by_half(name: str) -> bool:
-    return hash_of(name) % 2 == 0
+def is_held_out_by_half(text: str) -> bool:
+    return hash_of(id_of(text)) % 2 == 0
 
 
 def test_a_full_disk_is_foreseen(texts, corpus_of, tmp_path, monkeypatch):

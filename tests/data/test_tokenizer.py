@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.data.corpus import Tokenizer
+from llmtrain.data.source.text import id_of
 from llmtrain.data.split import hold_out
 from llmtrain.data.tokenizer import (
     END_OF_DOCUMENT,
@@ -42,8 +43,9 @@ def test_only_the_train_split_shapes_the_merges(texts, corpus_of, tmp_path):
     before = make(corpus_of(), tmp_path / "cache")
     holds_out = hold_out(corpus_of())
     for path in texts.iterdir():
-        if holds_out(path.name):
-            path.write_text("qqqqqqqqqqqqqqqqqqqqqqq " * 200)
+        if holds_out(id_of(path.read_text())):
+            others = (f"{'q' * 20} {number} " * 200 for number in range(100))
+            path.write_text(next(text for text in others if holds_out(id_of(text))))
     after = make(corpus_of(), tmp_path / "cache")
     assert after.folder != before.folder
     assert after.sha == before.sha

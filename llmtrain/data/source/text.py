@@ -1,28 +1,27 @@
-"""Files of your own: .txt, .md, .jsonl and .parquet."""
+"""Files of your own: .txt, .md, .jsonl and .parquet, also packed as .gz and .zst."""
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from llmtrain.data.corpus import Document, TextCorpus, digest
+from llmtrain.data.corpus import Document, OnBad, OnBadRow, Slice, TextCorpus, digest
+from llmtrain.data.ranges import READERS, Range, Reader, ranges_of
 from llmtrain.data.rows import (
-    BadRow,
     File,
-    Row,
     check_readable,
-    check_surrogates,
     file_bytes,
     find_files,
     format_of,
     identity,
-    open_parquet,
-    refusal,
-    rows_of,
-    standing_at,
 )
-from llmtrain.errors import ConfigError, nearest
+from llmtrain.data.split import hash_of
+from llmtrain.errors import ConfigError
 
-PIECE = 64 * 1024  # a longer text file is several documents, so that part of it can be held out
+SLICE_BYTES = 64 * 2**20  # of text, about: what is lost at most by a kill, for each worker
+MOST_BAD_FIRST = 100  # rows at the start of a file before it is taken for another kind
+MANY = 16  # one file in so many ends a slice of an eighth
 
 
 @dataclass
@@ -30,105 +29,103 @@ class Text(TextCorpus):
     """``path`` is a file, a folder (with all below it) or a glob.
 
     A .txt or .md file is one document, or several of about 64 KiB that end at line ends; each row
-    of a .jsonl or .parquet file is one, its text taken from ``text_field``.
+    of a .jsonl or .parquet file is one, its text taken from ``text_field``. What cannot be read is
+    refused or, where ``on_bad_row`` is ``skip``, counted and left out.
     """
 
     kind: str = "text"
     text_field: str = "text"
+    on_bad_row: OnBadRow = OnBadRow.fail
+
+    readers: ClassVar[dict[str, Reader]] = READERS
 
     def check(self) -> None:
         super().check()
         files = self.files()
         check_readable(files)
         for file in first_of_each_format(files):
-            next(self.read(file), None)  # a wrong text_field shows in the first row
+            first = next(ranges_of(file, SLICE_BYTES, self.text_field))
+            next(self.read([first], self.patience()), None)  # a wrong text_field shows
+
+    def patience(self) -> OnBad:
+        """Refuses bad rows, where they are skipped the first of many."""
+        left = iter(range(MOST_BAD_FIRST if self.skips_bad else 0))
+
+        def note(error: ConfigError) -> None:
+            if next(left, None) is None:
+                raise error
+
+        return note
+
+    @property
+    def skips_bad(self) -> bool:
+        return self.on_bad_row is OnBadRow.skip
 
     def documents(self) -> Iterator[Document]:
+        for slice in self.slices():
+            yield from self.read(slice.content, self.raise_unless_skipped)
+
+    def slices(self) -> Iterator[Slice]:
+        for group in grouped(self.ranges()):
+            ranges = [item for item, _ in group]
+            identities = (part for item in ranges for part in (*identity(item.file), *item.bounds))
+            how = (self.kind, self.text_field, self.on_bad_row.value)
+            yield Slice((*how, *identities), sum(size for _, size in group), ranges)
+
+    def ranges(self) -> Iterator[tuple[Range, int]]:
+        """Every file in ranges that can be read by themselves, with their bytes of text."""
         for file in self.files():
-            yield from self.read(file)
+            for item in ranges_of(file, SLICE_BYTES, self.text_field):
+                yield item, item.num_bytes
+
+    def read_slice(self, slice: Slice, tokenizer: Path, on_bad: OnBad) -> Iterator[Document]:
+        return self.read(slice.content, on_bad)
+
+    def read(self, ranges: Iterable[Range], on_bad: OnBad) -> Iterator[Document]:
+        """The documents of ranges, without the empty ones; equal texts have equal ids."""
+        for item in ranges:
+            for place, text in self.readers[format_of(item.file.path)](
+                item, self.text_field, on_bad
+            ):
+                if text:
+                    yield Document(id_of(text), text, place=place)
 
     def fingerprint(self) -> str:
-        return digest([PIECE, self.text_field, *map(identity, self.files())])
+        how = (self.text_field, self.on_bad_row.value)
+        return digest([*how, *map(identity, self.files())])
 
     def num_bytes(self) -> int:
         return sum(file_bytes(file, self.text_field) for file in self.files())
 
     def files(self) -> list[File]:
         """Every file that ``path`` means, sorted by id; ConfigError where there is none."""
-        return find_files(self.path, READERS)
-
-    def read(self, file: File) -> Iterator[Document]:
-        """The documents of one file, without the empty ones."""
-        documents = READERS[format_of(file.path)](file, self.text_field)
-        return (document for document in documents if document.text)
+        return find_files(self.path, self.readers)
 
 
 def first_of_each_format(files: list[File]) -> list[File]:
     return list({format_of(file.path): file for file in reversed(files)}.values())
 
 
-def read_text(file: File, text_field: str) -> Iterator[Document]:
-    """A whole file, or ``path#0``, ``path#1`` ... of about 64 KiB cut at line ends."""
-    is_one = file.path.stat().st_size <= PIECE
-    try:
-        with open(file.path, encoding="utf-8-sig", newline="") as lines:
-            # read() may stop within a line; readline() ends it, unless it has no end at all
-            pieces = iter(lambda: lines.read(PIECE) + lines.readline(PIECE), "")
-            for number, piece in enumerate(pieces):
-                yield Document(file.id if is_one else f"{file.id}#{number}", piece)
-    except UnicodeDecodeError:
-        bad = BadRow("is not UTF-8", "convert the file, for instance with iconv")
-        raise bad.at(f"{file.path}:{line_that_is_not_utf8(file.path)}", file.key) from None
+def id_of(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def line_that_is_not_utf8(path: Path) -> int:
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    raise AssertionError(f"{path} is UTF-8 after all")
+def grouped(ranges: Iterable[tuple[Range, int]]) -> Iterator[list[tuple[Range, int]]]:
+    """Consecutive small files together; a range of a large one stands alone.
 
-
-def read_rows(file: File, text_field: str) -> Iterator[Document]:
-    """One document per row, ``path:1`` the first."""
-    for row in rows_of(file, refuse, [text_field]):
-        number = row.place.rpartition(":")[2]
-        yield Document(f"{file.id}:{number}", text_of(row, text_field))
-
-
-def refuse(error: ConfigError) -> None:
-    raise error
-
-
-def text_of(row: Row, text_field: str) -> str:
-    with standing_at(row.place):
-        if text_field not in row.values:
-            raise BadRow(f"has no field {text_field}", rename(text_field, row.values))
-        text = row.values[text_field]
-        if not isinstance(text, str):
-            raise BadRow(f"has {type(text).__name__} and not text in its field {text_field}")
-        check_surrogates(text)
-        return text
-
-
-def read_parquet(file: File, text_field: str) -> Iterator[Document]:
-    """One document per row; ConfigError where there is no such column."""
-    columns = open_parquet(file).schema_arrow.names
-    if text_field not in columns:
-        raise refusal(file, f"has no column {text_field}", rename(text_field, columns))
-    yield from read_rows(file, text_field)
-
-
-READERS: dict[str, Callable[[File, str], Iterator[Document]]] = {
-    ".txt": read_text,
-    ".md": read_text,
-    ".jsonl": read_rows,
-    ".parquet": read_parquet,
-}
-
-
-def rename(text_field: str, names: Iterable[str]) -> str:
-    """Remedy for a text field that is not there."""
-    return f"set data.text_field ({nearest(text_field, names)})" if names else "remove that row"
+    Some files, by the hash of their name, end a group early: so a new file changes its own group
+    and perhaps the next, and not all after it.
+    """
+    group: list[tuple[Range, int]] = []
+    size = 0
+    for item, num_bytes in ranges:
+        if group and size + num_bytes > SLICE_BYTES:
+            yield group
+            group, size = [], 0
+        group.append((item, num_bytes))
+        size += num_bytes
+        if size > SLICE_BYTES / 8 and hash_of(item.file.id) % MANY == 0:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
