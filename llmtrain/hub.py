@@ -11,7 +11,7 @@ WAIT_SECONDS = 4
 
 def endpoint() -> str:
     """The hub's address, or the mirror's that HF_ENDPOINT names."""
-    return os.environ.get("HF_ENDPOINT", HUB)
+    return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 
 
 @cache
