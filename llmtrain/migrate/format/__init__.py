@@ -1,0 +1,1 @@
+"""The formats that can be migrated: one table of correspondences each."""
