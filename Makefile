@@ -6,7 +6,10 @@ ARGS ?=
 
 SLURM := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 
-.PHONY: run plan doctor test test-slurm slurm lint types imports clean
+# Each is optional: what cannot be built here is left out, and said.
+CUDA_PACKAGES := bitsandbytes causal-conv1d mamba-ssm flash-attn
+
+.PHONY: run plan doctor test test-slurm slurm bench install-cuda lint types imports clean
 
 run: $(VENV)/installed
 	$(PY) -m llmtrain.run $(ARGS)
@@ -19,10 +22,26 @@ doctor: $(VENV)/installed
 
 # Two at a time: most tests start processes and wait for them. A file's tests share what is costly.
 test: lint types imports
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slurm: slurm $(VENV)/installed-test
 	$(PY) -m pytest tests/slurm $(ARGS)
+
+# Speed on this CPU beside other trainers, which get an environment of their own.
+bench: $(VENV)/installed-test
+	test -x .peers/bin/python || $(PYTHON) -m venv .peers
+	.peers/bin/pip install -q -r benchmarks/requirements-peers.txt
+	$(PY) -m benchmarks.speed --peers .peers/bin/python $(ARGS)
+	$(PY) -m benchmarks.parts --peers .peers/bin/python
+
+# Compiled against the torch that is installed, so without an environment of their own to build in.
+install-cuda: $(VENV)/installed
+	$(PY) -m pip install -q ninja packaging setuptools wheel
+	@for package in $(CUDA_PACKAGES); do \
+	    MAMBA_FORCE_BUILD=TRUE CAUSAL_CONV1D_FORCE_BUILD=TRUE \
+	    $(PY) -m pip install -c constraints.txt --no-build-isolation $$package \
+	    || echo "$$package could not be built here, and is left out"; done
+	$(PY) -m llmtrain.doctor
 
 slurm:
 	@command -v sbatch > /dev/null || apt-get install -y --no-install-recommends $(SLURM) \

@@ -1,9 +1,9 @@
-"""The README's table of model presets: what each needs, by the planner.
+"""The PAGE's table of model presets: what each needs, by the planner.
 
     python -m benchmarks.preset_table
 
 Traces every preset without its values (a few minutes the first time, seconds from the cache) and
-writes the tables between the two marks in README.md. Nothing is downloaded or trained, and no GPU
+writes the tables between the two marks in PAGE.md. Nothing is downloaded or trained, and no GPU
 is needed.
 """
 
@@ -18,7 +18,7 @@ from llmtrain.config import RunConfig
 from llmtrain.hardware import Hardware
 from llmtrain.plan import Plan, make_plan
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "presets.md"
 MARKS = "<!-- presets -->", "<!-- /presets -->"
 SEQ_LEN = 2048
 FIXED = (
@@ -166,9 +166,9 @@ def text() -> str:
 
 
 def main() -> None:
-    before, rest = README.read_text().split(MARKS[0])
+    before, rest = PAGE.read_text().split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    README.write_text(before + text() + after)
+    PAGE.write_text(before + text() + after)
 
 
 KNOWN = """A table that others published, beside the planner's own: Qwen2.5-7B in bf16 with LoRA of

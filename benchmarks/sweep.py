@@ -3,9 +3,9 @@
     python -m benchmarks.sweep [--seeds 5] [--trials 24]
 
 The space is optimizer, learning rate and schedule of llama_tiny, 40 steps a trial, two at a time.
-The first search is killed at half of its trials and started again. Then three points are run by
-commands of their own and as a grid, and what they take beside training is compared. Writes
-results/<date>-<machine>/sweep.json and .md.
+The first search is killed at half of its trials and started again. Before them points are run by
+commands of their own and as a grid, and what each takes until its ranks are ready and after they
+are done is compared. Writes results/<date>-<machine>/sweep.json and .md.
 """
 
 import argparse
@@ -32,7 +32,7 @@ RUN = ["model=llama_tiny", "train.max_steps=40", "train.seq_len=64", "train.glob
 RUN += ["train.eval_every=4", "train.eval_batches=8", "hardware=cpux1", "zero.stage=0"]
 SPACE = ["optimizer=adamw,muon", "optimizer.lr=tag(log,interval(1e-6,1))"]
 SPACE += ["schedule=cosine,linear,constant"]
-POINTS = (1, 2, 3)
+POINTS = (1, 2, 3, 4, 5)
 
 
 def main() -> int:
@@ -44,12 +44,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     shutil.rmtree(OUTPUTS, ignore_errors=True)
+    beside = overheads()
     rows = [
         searched(sampler, seed, options.trials)
         for seed in range(options.seeds)
         for sampler in ("tpe", "random")
     ]
-    report(options.out, rows, overheads())
+    report(options.out, rows, beside)
     return DONE
 
 
@@ -61,7 +62,8 @@ def searched(sampler: str, seed: int, num_trials: int) -> dict[str, Any]:
     """One search of its own outputs, so that none finds another's runs done."""
     root = OUTPUTS / f"{sampler}_{seed}"
     how = [f"sweep.sampler={sampler}", f"sweep.seed={seed}", f"sweep.num_trials={num_trials}"]
-    prunes = ["sweep.pruner_options.n_startup_trials=4"]
+    prunes = ["sweep.pruner=halving", "sweep.pruner_options.min_resource=12"]
+    prunes += ["sweep.pruner_options.reduction_factor=2"]
     how += ["sweep.pruner=none"] if sampler == "random" else prunes
     words = command("-m", "sweep=search", *RUN, *SPACE, *how, "sweep.num_parallel=2")
     words.append(f"output_root={root}")
@@ -101,15 +103,19 @@ def record_of(root: Path) -> dict[str, Any]:
 
 
 def overheads() -> dict[str, float]:
-    """Seconds a run takes beside its training: by its own command, and as one of a grid."""
+    """Seconds a run takes beside what its ranks do: by its own command, and as one of a grid."""
     own = [timed(f"seed={seed}", f"output_root={OUTPUTS}/own") for seed in POINTS]
     seeds = ",".join(map(str, POINTS))
     grid = timed("-m", f"seed={seeds}", f"output_root={OUTPUTS}/grid")
     one = timed("-m", f"seed=choice({POINTS[0]})", f"output_root={OUTPUTS}/one")
-    trained = {name: trained_seconds(OUTPUTS / name) for name in ("own", "grid")}
+    worked = {name: worked_seconds(OUTPUTS / name) for name in ("own", "grid")}
+    more = (grid - one) / (len(POINTS) - 1) - median(worked["grid"])
     return {
-        "a command of its own": median(own) - median(trained["own"]),
-        "one more point of a grid": (grid - one) / (len(POINTS) - 1) - median(trained["grid"]),
+        "a command of its own": median(own) - median(worked["own"]),
+        "one more point of a grid": more,
+        "of these, from the start of its ranks until they are ready": median(
+            started_seconds(OUTPUTS / "grid")
+        ),
     }
 
 
@@ -119,9 +125,23 @@ def timed(*words: str) -> float:
     return time.monotonic() - begun
 
 
-def trained_seconds(root: Path) -> list[float]:
-    found = [json.loads(path.read_text()) for path in root.glob("*/summary.json")]
-    return [float(summary["elapsed_seconds"]) for summary in found]
+def worked_seconds(root: Path) -> list[float]:
+    """From ready ranks to the end of each run: steps, evaluations, samples, the final model."""
+    return [between(run, "environment.json", "summary.json") for run in runs_of(root)]
+
+
+def started_seconds(root: Path) -> list[float]:
+    """From a folder filled to ready ranks."""
+    return [between(run, "config.yaml", "environment.json") for run in runs_of(root)]
+
+
+def runs_of(root: Path) -> list[Path]:
+    return [path.parent for path in root.glob("*/summary.json")]
+
+
+def between(run: Path, first: str, second: str) -> float:
+    """Seconds from the writing of one file of a run to that of another."""
+    return (run / second).stat().st_mtime - (run / first).stat().st_mtime
 
 
 def report(out: Path, rows: list[dict[str, Any]], beside: dict[str, float]) -> None:

@@ -12,6 +12,7 @@ class Dry(Part):
 
     kind: str = "dry"
     starts_ranks: ClassVar[bool] = False
+    queues: ClassVar[bool] = False
 
     def check(self, device: str, ranks: int, num_nodes: int) -> None:
         """Any machine can rehearse a run of any other."""

@@ -194,15 +194,16 @@ def shared_environment(threads: int, place: Place = HERE) -> dict[str, str]:
         | {
             "OMP_NUM_THREADS": str(threads),
             "LLMTRAIN_PARENT": str(os.getpid()),
-            "PYTHONPATH": os.pathsep.join(
-                [str(Path(__file__).resolve().parent.parent), *python_path()]
-            ),
+            "PYTHONPATH": code_path(),
         }
     )
 
 
-def python_path() -> list[str]:
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+def code_path() -> str:
+    """A PYTHONPATH on which a process of ours finds this code first."""
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    here = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join([here, *filter(None, others)])
 
 
 @contextmanager

@@ -44,6 +44,9 @@ MATVECS = [(64, 1, 16, 512), (64, 1, 512, 16), (8, 1, 64, 64)]
 GROUPED = [(8, 512, 64, 64), (8, 2048, 256, 256), (4, 2048, 256, 512)]
 # batch, heads, length, width
 HEADS = [(2, 4, 128, 32), (2, 4, 256, 64), (2, 2, 256, 128), (1, 4, 512, 64)]
+# batch, length, channels, states of a channel
+SCANNED = [(1, 64, 64, 16), (2, 128, 256, 16), (4, 128, 512, 16)]
+HEAD = 64  # channels of a head of Mamba-2
 NUM_TENSORS = {"add": 3}  # that a sample reads and writes; else 2
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -108,6 +111,8 @@ def probes_of_host(device: str) -> Iterator[Probe]:
     weights.grad = torch.rand_like(weights)
     optimizer = torch.optim.AdamW([weights], fused=True)
     yield Probe("adam fp32", 0.0, 28.0 * ADAM_VALUES, [optimizer.step])
+    for shape in SCANNED if device == "cpu" else ():
+        yield from scan_probes(*shape)
 
 
 def probes_of(device: str, name: str) -> Iterator[Probe]:
@@ -182,6 +187,48 @@ def grouped_probe(make: "Make", name: str, experts: int, rows: int, k: int, n: i
     return Probe(f"grouped {name}", 2.0 * rows * k * n, experts, [call])
 
 
+def scan_probes(batch: int, length: int, channels: int, states: int) -> Iterator[Probe]:
+    """The scans of Mamba-1 and Mamba-2, forward and backward."""
+    import torch
+
+    from llmtrain.kernel.mixers import OURS
+
+    heads = channels // HEAD
+    sizes = [(channels, length)] * 2 + [(states, length)] * 2
+    inputs = [torch.rand(batch, *size, requires_grad=True) for size in sizes]
+    inputs.insert(2, -torch.rand(channels, states))
+    of_heads = [(length, heads, HEAD), (length, heads), (length, 1, states), (length, 1, states)]
+    grouped = [torch.rand(batch, *size, requires_grad=True) for size in of_heads]
+    grouped.insert(2, -torch.rand(heads))
+    mamba_1, mamba_2 = (OURS[name](chunked_scan_of) for name in SCANS_OF_TRANSFORMERS)
+    count = float(batch * channels * length * states)
+    for kind, call in (
+        ("scan", partial(mamba_1, *inputs)),
+        ("heads", partial(mamba_2, *grouped, chunk_size=HEAD)),
+    ):
+        yield Probe(f"{kind} fp32", count, 0.0, [call])
+        output = call()
+        leaves = [tensor for tensor in call.args if tensor.requires_grad]
+        given = torch.ones_like(output)
+        backward = partial(torch.autograd.grad, output, leaves, given, retain_graph=True)
+        yield Probe(f"{kind}_backward fp32", count, 0.0, [backward])
+
+
+SCANS_OF_TRANSFORMERS = ("mamba_selective_scan", "mamba2_chunk_scan")
+
+
+def chunked_scan_of(*inputs: Any, chunk_size: int, **_: Any) -> Any:
+    """Mamba-2's scan where it is not compiled."""
+    import torch
+
+    from llmtrain.kernel.chunked_scan import chunked_scan
+
+    hidden_states, dt, A, B, C = inputs
+    zeros = torch.zeros_like(A)
+    one_document = torch.zeros(hidden_states.shape[:2], dtype=torch.long)
+    return chunked_scan(hidden_states, dt, A, B, C, chunk_size, zeros, zeros, one_document)
+
+
 def attention_probes(make: "Make", name: str, *shape: int) -> Iterator[Probe]:
     """Fused attention, forward and backward."""
     import torch
@@ -247,7 +294,10 @@ def main(device: str, path: str) -> None:
     import torch
     import torch.distributed as dist
 
+    from llmtrain.kernel import compiled
+
     found_busy = is_busy()  # before this is at work itself
+    compiled.cache_root = Path(path).parent.parent
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     names = ["fp32", "bf16"]
     if device == "cuda":

@@ -2,14 +2,19 @@
 
 import importlib.util
 
+from llmtrain.compiler import compiler
 from llmtrain.config import Precision, RunConfig
 from llmtrain.errors import ConfigError
 from llmtrain.hardware import Machine
-from llmtrain.model.causal_lm import Attention, CausalLM
+from llmtrain.kernel.packed import MAMBA_2
+from llmtrain.model.causal_lm import Attention, CausalLM, Kernels
 from llmtrain.model.facts import Facts
 
 MAMBA_EXTENSIONS = ("selective_scan_cuda", "causal_conv1d_cuda")
 SHORT_SEQUENCE = 512  # up to here plain attention beats the fused one on a CPU
+BLOCKS_SEQUENCE = 2048  # and up to here that by blocks, which keeps its probabilities
+
+LARGE_MAMBA = 1e9  # parameters, from which a GPU without mamba-ssm would take weeks for days
 
 Reasons = dict[str, str]
 
@@ -70,8 +75,15 @@ def choose_attention(
         if asked is Attention.sdpa and not facts.supports_sdpa:
             reason = f"does not exist for {facts.model_type}"
             raise ConfigError("model.attention", "sdpa", reason, "take eager")
+        if asked is Attention.blocks and not facts.supports_blocks:
+            reason = f"does not suit {facts.model_type}"
+            raise ConfigError("model.attention", "blocks", reason, "take sdpa or eager")
         reasons["attention"] = "asked for"
         return {"flash": "flash_attention_2"}.get(asked.value, asked.value)
+    can_block = facts.supports_blocks and config.model.kernels is not Kernels.reference
+    if machine.device == "cpu" and can_block and config.train.seq_len <= BLOCKS_SEQUENCE:
+        reasons["attention"] = f"fastest on a CPU up to {BLOCKS_SEQUENCE} tokens"
+        return "blocks"
     if machine.device == "cpu" and config.train.seq_len <= SHORT_SEQUENCE:
         reasons["attention"] = f"plain products are fastest on a CPU up to {SHORT_SEQUENCE} tokens"
         return "eager"
@@ -124,18 +136,26 @@ def choose_scan(model: CausalLM, machine: Machine, facts: Facts, reasons: Reason
     has_scan = is_mamba1 or facts.num_attention_layers < facts.num_layers
     if not has_scan:
         return None
-    if model.kernels.value == "reference":
+    if model.kernels is not Kernels.auto:
         reasons["scan_kernel"] = "asked for"
-        return "transformers"
+        return "chunked" if model.kernels is Kernels.chunked and is_mamba1 else "transformers"
     if machine.device == "cuda" and is_mamba1 and not machine.is_here:
         reasons["scan_kernel"] = "to be installed there: pip install mamba-ssm causal-conv1d"
         return "mamba-ssm"
     if machine.device == "cuda" and all(map(importlib.util.find_spec, MAMBA_EXTENSIONS)):
         reasons["scan_kernel"] = "mamba-ssm's compiled extension is installed"
         return "mamba-ssm"
+    is_known = is_mamba1 or facts.model_type in (*MAMBA_2, "granitemoehybrid")
+    if machine.device == "cpu" and is_known and compiler() is not None:
+        reasons["scan_kernel"] = "C, by the compiler of this machine"
+        return "compiled"
     missing = "mamba-ssm's compiled extension is not installed"
     if is_mamba1:
-        reasons["scan_kernel"] = missing if machine.device == "cuda" else "mamba-ssm is for GPUs"
+        if machine.device == "cuda" and facts.num_parameters >= LARGE_MAMBA:
+            remedy = "run make install-cuda, or take model.kernels=chunked to wait all the same"
+            reason = f"would train a hundred times slower: {missing}"
+            raise ConfigError("model", model.name, reason, remedy)
+        reasons["scan_kernel"] = missing if machine.device == "cuda" else "there is no C compiler"
         return "chunked"
     reasons["scan_kernel"] = f"transformers' chunked matrix form ({missing})"
     return "transformers"

@@ -9,15 +9,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from llmtrain.errors import ConfigError, nearest
 from llmtrain.hardware import Hardware
 from llmtrain.on_finish import OnFinish
 from llmtrain.schema import (
     GROUPS,
-    Part,
-    kinds,
+    SEVERAL,
     learned,
     learned_values,
+    part_of_values,
     unlearned,
     unlearned_part,
 )
@@ -112,6 +111,8 @@ class RunConfig:
     schedule: Any = None
     data: Any = None
     mode: Any = None
+    callback: dict[str, Any] = field(default_factory=dict)
+    tracker: Any = unlearned()
     launcher: Any = unlearned()
     sweep: Any = unlearned()
 
@@ -155,7 +156,7 @@ def build(values: Any) -> RunConfig:
     Raises ConfigError for a group whose kind does not exist.
     """
     parts = {
-        name: part_config(name, values[name])
+        name: group_config(name, values[name])
         for name in part_fields()
         if values.get(name) is not None
     }
@@ -173,12 +174,8 @@ def part_fields() -> list[str]:
     ]
 
 
-def part_config(name: str, values: dict[str, Any]) -> Part:
-    """One group's part from plain values."""
-    known = kinds("model" if name == "teacher" else name)
-    if values["kind"] not in known:
-        raise ConfigError(
-            f"{name}.kind", values["kind"], "does not exist", nearest(values["kind"], known)
-        )
-    schema = OmegaConf.structured(known[values["kind"]])
-    return OmegaConf.to_object(OmegaConf.merge(schema, values))  # type: ignore[return-value]
+def group_config(name: str, values: dict[str, Any]) -> Any:
+    """A group's part from plain values, or its parts by their names."""
+    if name in SEVERAL:
+        return {key: part_of_values(name, each, f"{name}.{key}") for key, each in values.items()}
+    return part_of_values("model" if name == "teacher" else name, values, name)

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from llmtrain.config import load
 from llmtrain.folder import RunFolder
 from llmtrain.metrics import read_records
 from llmtrain.plan import Plan
@@ -30,7 +32,7 @@ class Progress:
         self.position = folder.metrics.stat().st_size if folder.metrics.exists() else 0
         self.num_rollbacks = 0
         self.latest: dict[str, Any] = {}
-        self.warning: str | None = None
+        self.warnings: list[str | None] = [None, None]
         self.was_full = False
         self.bar = RichProgress(
             TextColumn("{task.description}"),
@@ -65,9 +67,7 @@ class Progress:
                 self.console.print(line_of(record, self.plan), soft_wrap=True)
         self.warn_of_full_disk()
         status = self.folder.read_status()
-        if (warning := status.get("warning")) not in (None, self.warning):
-            self.console.print(f"warning: {warning}", soft_wrap=True, markup=False)
-        self.warning = status.get("warning")
+        self.show_warnings([status.get("warning"), read_if_there(self.folder.tracker_warning)])
         step = max(status.get("step", 0), self.latest.get("step", 0))
         description = status.get("phase") or f"step {step:,}/{self.plan.num_steps:,}"
         self.bar.update(
@@ -77,6 +77,13 @@ class Progress:
             figures=figures(self.latest, self.plan),
             refresh=True,
         )
+
+    def show_warnings(self, warnings: list[str | None]) -> None:
+        """Say what is new since the last look."""
+        for warning, before in zip(warnings, self.warnings, strict=True):
+            if warning not in (None, before):
+                self.console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+        self.warnings = warnings
 
     def warn_of_full_disk(self) -> None:
         """Say it here: there is no room for anybody else to."""
@@ -102,6 +109,13 @@ class Progress:
                 first, self.num_rollbacks = min(first, index), record["rollback"]
         self.position, self.num_shown = size, len(records)
         return records[first:]
+
+
+def read_if_there(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
 
 
 def figures(record: dict[str, Any], plan: Plan) -> str:
@@ -190,6 +204,9 @@ def show_summary(
         f"{summary['memory_gib']:.2f} GiB",
         soft_wrap=True,
     )
+    if summary.get("ended_by"):
+        reason = f"Ended early by {summary['ended_by']}"
+        console.print(reason, soft_wrap=True, markup=False)
     for when in ("before", "after"):
         console.print(f"\n[bold]{when} training[/]")
         text = f"[dim]{escape(summary['sample_prompt'])}[/]{escape(summary['sample_' + when])}"
@@ -214,11 +231,7 @@ def compared(summary: dict[str, Any]) -> str:
 
 def next_commands(folder: RunFolder, prompt: str, num_tokens: int, is_dialogue: bool) -> str:
     """The three commands that make sense after a run; the last is the run itself, but longer."""
-    given = shlex.split(folder.overrides.read_text())
-    kept = [word.lstrip("+") for word in given if not word.startswith("train.max_")]
-    longer = shlex.join(
-        ["python", "-m", "llmtrain.run", *kept, f"train.max_tokens={num_tokens:.1g}"]
-    )
+    longer = shlex.join(["python", "-m", "llmtrain.run", *longer_words(folder, num_tokens)])
     talk = "--chat" if is_dialogue else f"--prompt {shlex.quote(prompt)}"
     judge = f"  python -m llmtrain.evaluate {folder.path}"
     return "\n".join(
@@ -228,3 +241,16 @@ def next_commands(folder: RunFolder, prompt: str, num_tokens: int, is_dialogue: 
             f"  {longer}",
         ]
     )
+
+
+def longer_words(folder: RunFolder, num_tokens: int) -> list[str]:
+    """A run's words with another horizon in place of theirs, or of its experiment's."""
+    given = shlex.split(folder.overrides.read_text())
+    kept = [word.lstrip("+") for word in given if not word.startswith("train.max_")]
+    train = load(folder.config).train
+    set_elsewhere = [
+        f"train.{name}=null"
+        for name in ("max_steps", "max_epochs")
+        if getattr(train, name) and not any(word.startswith(f"train.{name}=") for word in given)
+    ]
+    return [*kept, *set_elsewhere, f"train.max_tokens={num_tokens:.1g}"]

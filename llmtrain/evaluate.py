@@ -313,7 +313,7 @@ def document_records(finished: Finished, task: Task, seq_len: int) -> list[Recor
     passages = [passage(finished.tokenizer, document) for document in documents]
     losses = passage_losses(finished, passages, seq_len, task.batch_size)
     return [
-        loss_record(number, document.id, loss, document.num_learned_bytes)
+        loss_record(number, document.place or document.id, loss, document.num_learned_bytes)
         for number, (document, loss) in enumerate(zip(documents, losses, strict=True))
         if loss.num_tokens and document.num_learned_bytes
     ]

@@ -42,8 +42,8 @@ def evaluate(run: Run, num_sequences: int, record: bool = True) -> dict[str, flo
         "eval_perplexity": math.exp(min(loss_sum / num_tokens, 700.0)),
         "eval_bits_per_byte": loss_sum / math.log(2) / num_bytes,
     }
-    if record and run.metrics is not None:
-        run.metrics.record(values)
+    if record:
+        run.record(values)
     return values
 
 

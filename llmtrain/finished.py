@@ -266,7 +266,7 @@ def open_weights(key: str, source: str, options: dict[str, Any]) -> "Model":
     """A whole model. Raises ConfigError where weights are missing: they would be random."""
     from transformers import AutoModelForCausalLM
 
-    from llmtrain.kernel import selective_scan
+    from llmtrain.kernel import mixers
 
     safe = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     opened: Any = attempt(
@@ -276,7 +276,7 @@ def open_weights(key: str, source: str, options: dict[str, Any]) -> "Model":
     if info["missing_keys"]:
         reason = f"lacks weights of the model, {sorted(info['missing_keys'])[0]} for one"
         raise ConfigError(key, source, reason, "fetch or save it again")
-    selective_scan.install(model.config.model_type)
+    mixers.install(model.config.model_type)
     return model
 
 

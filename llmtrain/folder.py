@@ -84,6 +84,24 @@ class RunFolder:
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
+    def tracker(self, kind: str) -> Path:
+        """Where a kind of tracker keeps files of its own."""
+        return self.path / "tracker" / kind
+
+    @property
+    def tracker_note(self) -> Path:
+        """What the run is called at its trackers, and what they have been sent."""
+        return self.path / "tracker.json"
+
+    @property
+    def tracker_log(self) -> Path:
+        return self.logs / "tracker.log"
+
+    @property
+    def tracker_warning(self) -> Path:
+        """Why the tracker takes nothing, as long as that lasts."""
+        return self.logs / "tracker.warning"
+
     @property
     def parent(self) -> Path:
         """Of a branch: the run and the step that it began at."""

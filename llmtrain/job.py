@@ -14,6 +14,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.folder import RunFolder, write_json, write_text
 from llmtrain.on_finish import Afterwards
 from llmtrain.plan import Plan
+from llmtrain.tracking import send_rest
 from llmtrain.training import Training
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Job:
             self.check_same_sources()
             if self.folder.read_status().get("state") == "done":
                 print(f"{self.folder.path} is done.")
+                send_rest(self.config.tracker, self.folder)
                 return self.training().result()
             if self.parent is not None and not self.folder.exists():
                 begin(self.folder, self.parent)

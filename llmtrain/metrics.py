@@ -155,10 +155,12 @@ class Metrics:
         self.samples = Lines(folder.samples, step if step else -1)
         self.board = Board(folder, step)
 
-    def record(self, values: dict[str, Any]) -> None:
+    def record(self, values: dict[str, Any]) -> dict[str, Any]:
         """One record; ``values`` has a ``step`` and numbers by name. A NaN is written as null."""
-        self.records.add({name: finite(value) for name, value in values.items()})
+        record = {name: finite(value) for name, value in values.items()}
+        self.records.add(record)
         self.board.draw_record(values)
+        return record
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """A text that the model wrote at a step."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from llmtrain.config import RunConfig
 from llmtrain.folder import RunFolder
 from llmtrain.heartbeat import Heartbeat
-from llmtrain.metrics import Metrics
+from llmtrain.hooks import Hooks
+from llmtrain.metrics import Metrics, read_records
 from llmtrain.plan import Plan
 from llmtrain.ranks import Ranks
 from llmtrain.stability import Stability
@@ -81,7 +82,8 @@ class Run:
     """Everything that the loop needs, on this rank.
 
     ``control`` is a process group on the host, for numbers that no device has to wait for.
-    ``metrics`` is None on every rank but the first.
+    ``metrics`` is None on every rank but the first, and ``hooks`` are empty there. ``is_ended``
+    says on all ranks that a callback asked for the end.
     """
 
     config: RunConfig
@@ -102,9 +104,11 @@ class Run:
     best_step: int | None = None
     elapsed_seconds: float = 0.0
     is_stopping: bool = False
+    is_ended: bool = False
     sums: Sums = field(default_factory=Sums)
     heartbeat: Heartbeat = field(default_factory=Heartbeat.inherited)
     stability: Stability = field(default_factory=Stability)
+    hooks: Hooks = field(default_factory=Hooks)
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:
@@ -116,7 +120,7 @@ class Run:
 
     @property
     def is_last_step(self) -> bool:
-        return self.step == self.plan.num_steps
+        return self.is_ended or self.step >= self.plan.num_steps
 
     @property
     def eta_seconds(self) -> float | None:
@@ -125,6 +129,16 @@ class Run:
             return None
         seconds = self.elapsed_seconds + time.perf_counter() - self.sums.start
         return (self.plan.num_steps - self.step) * seconds / self.step
+
+    def record(self, values: dict[str, Any]) -> None:
+        """On the first rank, add a record and show it to the callbacks."""
+        if self.metrics is not None:
+            self.hooks.tell(self.metrics.record(values))
+
+    def renew_hooks(self) -> None:
+        """On the first rank, have the callbacks be as they were after the records so far."""
+        records = read_records(self.folder.metrics) if self.config.callback else []
+        self.hooks = Hooks.resumed(self.config.callback, records)
 
     def sum(self, value: float) -> float:
         """A number summed over all ranks, in double precision."""
@@ -137,6 +151,14 @@ class Run:
         total = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(total, group=self.control)
         return float(total)
+
+    def said_by_first(self, text: str | None) -> str:
+        """What the first rank says, on all."""
+        import torch.distributed as dist
+
+        said = [text]
+        dist.broadcast_object_list(said, src=0, group=self.control)
+        return str(said[0])
 
     def any(self, value: bool) -> bool:
         """Whether something holds on any rank."""

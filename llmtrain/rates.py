@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launchers import blocks
 from launchers.local import shared_environment
+from llmtrain.compiler import compiler
 from llmtrain.folder import read_cached
 from llmtrain.hardware import Machine, num_cores
 
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
 
 GB, TERA = 1e9, 1e12
 LONGEST_SECONDS = 120.0  # that measuring may take on a machine with much else to do
-RATES_FORMAT = 2  # raise it when what is measured changes, so that older caches are not read
+RATES_FORMAT = 4  # raise it when what is measured changes, so that older caches are not read
 # Operations that cost like the one that is measured; all others cost like an addition.
 LIKE = {  # without leading and trailing underscores
     "clone": "cat stack copy to_copy zeros zeros_like new_zeros fill zero constant_pad_nd"
     " slice_backward select_backward index index_select gather embedding flip roll repeat split",
     "silu": "silu_backward sigmoid exp2 rsqrt sqrt log log2 where tril triu masked_fill"
-    " softplus_backward softmax_backward_data log_softmax_backward_data",
-    "exp": "expm1 softmax log_softmax safe_softmax logsumexp cumsum cummax scatter scatter_add",
+    " softplus_backward softmax_backward_data log_softmax_backward_data"
+    " compiled_convolution compiled_convolution_backward",
+    "exp": "expm1 softmax log_softmax safe_softmax logsumexp cumsum cummax scatter scatter_add"
+    " compiled_cross_entropy",
     "softplus": "tanh gelu gelu_backward log1p erf sin cos log_sigmoid_forward index_put index_add"
     " convolution convolution_backward",
     "bernoulli": "native_dropout rand_like rand randn uniform normal multinomial sort topk",
@@ -42,7 +45,8 @@ DTYPES = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 CPU_BLOCK = 512  # keys of a block of scores
 VIEW_SHARE = 0.4  # of an operation's way to its kernel that a view takes
-LINES = ("product", "grouped", "matvec", "attention", "attention_backward", "all_reduce")
+SCANS = ("scan", "scan_backward", "heads", "heads_backward")  # by the states that they walk
+LINES = ("product", "grouped", "matvec", "attention", "attention_backward", "all_reduce", *SCANS)
 ELEMENTWISE = ("add", "clone", "transpose", "silu", "exp", "softplus", "bernoulli", "adam")
 Curve = list[tuple[float, float]]  # bytes and seconds, by bytes
 Line = tuple[float, float, float]  # seconds; and more for each FLOP and each byte
@@ -167,6 +171,7 @@ def calibrated(machine: Machine, cache: Path) -> Rates:
     """
     threads = max(1, machine.num_cores // machine.gpus_per_node)
     what = [RATES_FORMAT, machine.device_name, machine.gpus_per_node, threads, version("torch")]
+    what.append(compiler() is not None)  # of which kernels are
     name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     path = cache / "rates" / f"{name}.json"
     known = read_cached(path, Measured.from_json)

@@ -36,8 +36,7 @@ def log_step(run: Run) -> None:
         "elapsed_seconds": run.elapsed_seconds,
         **extras,
     }
-    if run.metrics is not None:
-        run.metrics.record(values)
+    run.record(values)
     run.sums = Sums(start=time.perf_counter())
 
 
@@ -88,13 +87,14 @@ def summarise(run: Run, values: dict[str, float]) -> dict[str, Any]:
     """What the closing summary shows."""
     samples = read_records(run.folder.samples)
     steps = [record for record in read_records(run.folder.metrics) if "loss" in record]
-    plan = run.plan
+    plan, num_tokens = run.plan, run.step * run.plan.tokens_per_step
     return {
         **values,
-        "num_steps": plan.num_steps,
-        "num_tokens": plan.num_tokens,
+        "num_steps": run.step,
+        "num_tokens": num_tokens,
+        "ended_by": run.hooks.reason,
         "train_loss": steps[-1]["loss"],
-        "tokens_per_second": plan.num_tokens / max(run.elapsed_seconds, 1e-9),
+        "tokens_per_second": num_tokens / max(run.elapsed_seconds, 1e-9),
         "mfu": steps[-1]["mfu"],
         "memory_gib": max(record["memory_gib"] or 0.0 for record in steps),
         "elapsed_seconds": run.elapsed_seconds,

@@ -15,7 +15,7 @@ def rehearse(config: RunConfig, plan: Plan, manifest: "Manifest") -> None:
     """Build the first micro-batch of the first rank and trace it; print what both gave."""
     from transformers import AutoTokenizer
 
-    from llmtrain.data.order import rank_share, step_sequences
+    from llmtrain.data.order import rank_share
     from llmtrain.data.sequences import open_sequences
     from llmtrain.plan import setting_of
     from llmtrain.tracer import Tracer
@@ -27,7 +27,7 @@ def rehearse(config: RunConfig, plan: Plan, manifest: "Manifest") -> None:
         keep_apart=plan.keep_documents_apart,
         packing=plan.packing,
     )
-    order = step_sequences(config.seed, 0, plan.global_batch, len(sequences))
+    order = sequences.order(config.seed, 0, plan.global_batch)
     first = next(iter(rank_share(order, 0, plan.world_size, plan.micro_batch)))
     batch = sequences.batch(first)
     shapes = ", ".join(f"{name} {list(values.shape)}" for name, values in batch.items())

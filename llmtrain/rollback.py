@@ -32,6 +32,7 @@ def roll_back(run: Run, trouble: Diverging) -> None:
     number = len(stability.rollbacks) + 1
     rollback = Rollback(number, trouble.reason, from_step, to_step, skipped)
     stability.go_back(Stability.restored(saved.get("stability", {})), rollback)
+    run.is_ended = False
     rewrite_records(run)
     drop_checkpoints(run)
 
@@ -46,12 +47,15 @@ def last_good_step(run: Run, first_bad: int) -> int | None:
 def rewrite_records(run: Run) -> None:
     """Cut the metrics back, so that every step stands in them once, and say what happened.
 
+    The callbacks, too, are as they were after that step.
+
     A rollback stands with the first step after it: whoever resumes from the checkpoint that it
     went to, and knows nothing of it yet, cuts it off.
     """
     if run.metrics is None:
         return
     run.metrics.cut_back(run.step)
+    run.renew_hooks()
     for rollback in run.stability.rollbacks:
         if rollback.to_step >= run.step:
             values = asdict(rollback)

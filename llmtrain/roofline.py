@@ -69,6 +69,8 @@ def reader_of(func: "OpOverload") -> Reader:
         return product_reader(PRODUCTS[name])
     if name == "_grouped_mm":
         return read_grouped
+    if name in SCANNERS:
+        return scan_reader(func, SCANNERS[name])
     return elementwise_reader(name)
 
 
@@ -104,6 +106,28 @@ def read_grouped(args: Any, kwargs: dict[str, Any], out: Any) -> tuple[str, str,
     experts = max(factor.shape[0] if factor.dim() == 3 else 1 for factor in (rows, columns, out))
     flops = 2.0 * rows.shape[-2] * rows.shape[-1] * columns.shape[-1]
     return "grouped", dtype_key(rows.dtype), flops, float(experts)
+
+
+# Operators whose states stay in cache -> their kind.
+SCANNERS = {
+    "compiled_scan": "scan",
+    "compiled_scan_backward": "scan_backward",
+    "compiled_heads": "heads",
+    "compiled_heads_backward": "heads_backward",
+}
+
+
+def scan_reader(func: "OpOverload", kind: str) -> Reader:
+    """Of a compiled scan: instead of FLOPs the states that it walks."""
+    names = [argument.name for argument in func._schema.arguments]
+    place = names.index("x_BDL")
+    of_states = names.index("B_BLN" if "B_BLN" in names else "B_BLGN")
+
+    def read(args: Any, kwargs: dict[str, Any], out: Any) -> tuple[str, str, float, float]:
+        num_states = args[of_states].shape[-1]
+        return kind, "fp32", float(args[place].numel() * num_states), 0.0
+
+    return read
 
 
 def attention_reader(func: "OpOverload") -> Reader:

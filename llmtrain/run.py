@@ -47,6 +47,7 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
         afterwards = Afterwards()  # nothing follows a rehearsal
     refuse_wrapper()
     check(config)
+    config.tracker.check_here()
     if config.sweep.searches and parent_process() is None:
         raise ConfigError("sweep", config.sweep.name, "is a search of many runs", "add -m")
     # Refused now if it cannot be: afterwards reading and tokenising may take hours.

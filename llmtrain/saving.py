@@ -41,6 +41,19 @@ def save_checkpoint(run: Run) -> None:
     )
 
 
+def settle(run: Run) -> None:
+    """Wait for the checkpoint that is on its way."""
+    run.saver.settle()
+    tell_of_checkpoints(run)
+
+
+def tell_of_checkpoints(run: Run) -> None:
+    """Show the callbacks what was published since the last look."""
+    while run.saver.published:
+        step = run.saver.published.popleft()
+        run.hooks.call("on_save", step, run.folder.checkpoint(step))
+
+
 def keep_best(run: Run, loss: float) -> None:
     """Keep the model if it is the best so far; where the disk is full, the one before stays."""
     if loss >= run.best_loss:

@@ -6,7 +6,7 @@ import pkgutil
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, nearest
 
 GROUPS = {  # group of the config -> package whose modules are its kinds
     "model": "llmtrain.model",
@@ -15,9 +15,12 @@ GROUPS = {  # group of the config -> package whose modules are its kinds
     "schedule": "llmtrain.schedule",
     "mode": "llmtrain.mode",
     "adapter": "llmtrain.adapter",
+    "callback": "llmtrain.callback",
+    "tracker": "llmtrain.tracker",
     "launcher": "launchers",
     "sweep": "llmtrain.sweep",
 }
+SEVERAL = ("callback",)  # groups of which a run may have several parts, each under its name
 
 
 @dataclass
@@ -77,6 +80,20 @@ def part_of(module_name: str) -> type[Part] | None:
     return None
 
 
+def part_of_values(group: str, values: dict[str, Any], key: str) -> Part:
+    """A part of a group from plain values, without Hydra; ``key`` is where these stand.
+
+    Raises ConfigError for a kind that does not exist.
+    """
+    from omegaconf import OmegaConf
+
+    known = kinds(group)
+    if (kind := values.get("kind")) not in known:
+        raise ConfigError(f"{key}.kind", kind, "does not exist", nearest(str(kind), known))
+    schema = OmegaConf.structured(known[values["kind"]])
+    return OmegaConf.to_object(OmegaConf.merge(schema, values))  # type: ignore[return-value]
+
+
 def learned_values(part: Any, prefix: str = "") -> dict[str, Any]:
     """``{"dotted.key": value}`` of what a run learns, where it differs from the schema's default.
 
@@ -87,11 +104,20 @@ def learned_values(part: Any, prefix: str = "") -> dict[str, Any]:
         value = getattr(part, item.name)
         if item.metadata.get("learned") is False or is_neutral(item, value):
             continue
-        if is_dataclass(value):
-            values |= learned_values(value, f"{prefix}{item.name}.")
-        else:
+        nested = parts_in(prefix + item.name, value)
+        for key, each in nested.items():
+            values |= learned_values(each, f"{key}.")
+        if not nested:
             values[prefix + item.name] = value
     return values
+
+
+def parts_in(key: str, value: Any) -> dict[str, Any]:
+    """``{"dotted.key": part}`` of a part, or of several by their names; nothing for a value."""
+    if is_dataclass(value):
+        return {key: value}
+    named = value.items() if isinstance(value, dict) else ()
+    return {f"{key}.{name}": each for name, each in named if is_dataclass(each)}
 
 
 def is_neutral(item: Any, value: Any) -> bool:
@@ -109,9 +135,9 @@ def check_bounds(part: Any, prefix: str = "") -> None:
     """
     for item in fields(part):
         value, key = getattr(part, item.name), prefix + item.name
-        if is_dataclass(value):
-            check_bounds(value, f"{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        for nested, each in parts_in(key, value).items():
+            check_bounds(each, f"{nested}.")
+        if isinstance(value, int | float) and not isinstance(value, bool):
             check_number(key, value, item.metadata)
 
 

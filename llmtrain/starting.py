@@ -116,11 +116,12 @@ def open_targets(run: Run, path: Path) -> "TeacherCache":
 def forced_imports(config: RunConfig, plan: Plan) -> None:
     """Import what would be imported on the way, and start the count of memory after it."""
     import torch._dynamo
-    import torch._inductor.compile_fx
-    import torch.utils.tensorboard  # noqa: F401
+    import torch.utils.tensorboard
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
     from transformers.utils.logging import disable_progress_bar
 
+    if config.train.compile or config.optimizer.names_compiler:
+        import torch._inductor.compile_fx  # noqa: F401  (a second, so only where it is needed)
     disable_progress_bar()  # nobody watches a log
     if config.adapter.freezes:
         import peft  # noqa: F401
@@ -159,6 +160,7 @@ def resume(run: Run) -> None:
         run.stability = Stability.restored(saved.get("stability", {}))
     if run.ranks.is_first:
         run.metrics = Metrics(run.folder, run.step)
+        run.renew_hooks()
 
 
 def write_first_files(run: Run) -> None:

@@ -84,10 +84,10 @@ def set_learning_rate(run: Run) -> None:
 
 def step_batches(run: Run) -> Iterator[dict[str, Any]]:
     """This rank's micro-batches of the current step."""
-    from llmtrain.data.order import rank_share, step_sequences
+    from llmtrain.data.order import rank_share
 
     plan, position = run.plan, run.step + run.stability.data_offset
-    indices = step_sequences(run.config.seed, position, plan.global_batch, len(run.sequences))
+    indices = run.sequences.order(run.config.seed, position, plan.global_batch)
     ranks = run.ranks
     is_partitioned = plan.zero_stage == 3 and ranks.world_size > 1
     for number, share in enumerate(

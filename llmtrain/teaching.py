@@ -130,9 +130,11 @@ def build_teacher(config: RunConfig, plan: Plan, device: "torch.device") -> "Pre
     """The teacher, whole and never trained."""
     import torch
 
-    from llmtrain.kernel import selective_scan
+    from llmtrain.kernel import mixers
 
     attention = possible_attention(config.teacher.facts(config.cache), plan.attention)
     teacher = config.teacher.build(getattr(torch, plan.dtype_name), attention)
-    selective_scan.install(teacher.config.model_type, config.teacher.kernels is Kernels.reference)
+    is_reference = config.teacher.kernels is Kernels.reference
+    kernel = "transformers" if is_reference else "compiled"
+    mixers.install(teacher.config.model_type, kernel, config.cache)
     return teacher.to(device).eval().requires_grad_(False)

@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmtrain.config import RunConfig
-from llmtrain.kernel import selective_scan, walk
+from llmtrain.kernel import block_attention, mixers, walk
 from llmtrain.layers import depth_of, stack_of
 from llmtrain.live import LiveTensors
 from llmtrain.model.facts import possible_attention
@@ -55,7 +55,7 @@ class Tracer:
                 from llmtrain.kernel.fused_mamba import standing_in
 
                 facts = self.config.model.facts(self.config.cache)
-                module = selective_scan.modeling_module(facts.model_type)
+                module = mixers.modeling_module(facts.model_type)
                 stack.enter_context(standing_in(module))
             stack.enter_context(self.fake)
             yield
@@ -65,7 +65,7 @@ class Tracer:
         config, setting = self.config, self.setting
         model = self.fresh(config.model, setting.attention)
         if setting.scan_kernel != "mamba-ssm":  # for which something stands in already
-            selective_scan.install(model.config.model_type, setting.scan_kernel == "transformers")
+            mixers.install(model.config.model_type, setting.scan_kernel or "transformers")
         recompute(model, setting.recompute)
         layers = adaptable(model)
         config.adapter.stand_in(model, config.model.facts(config.cache))
@@ -96,6 +96,8 @@ class Tracer:
         from transformers import AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
+        if attention == block_attention.NAME:
+            block_attention.register()
         dtype = getattr(torch, self.setting.dtype)
         # There is no flash-attn to call here; torch's fused attention keeps the same tensors.
         traced = "sdpa" if attention.startswith("flash") else attention

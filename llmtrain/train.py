@@ -29,7 +29,16 @@ from llmtrain.rank_run import Run
 from llmtrain.ranks import Ranks, die_with_parent, leave, show_stacks
 from llmtrain.records import hyperparameters, log_step, summarise
 from llmtrain.rollback import roll_back
-from llmtrain.saving import empty_cache, keep_best, problems, report, save_checkpoint, save_folder
+from llmtrain.saving import (
+    empty_cache,
+    keep_best,
+    problems,
+    report,
+    save_checkpoint,
+    save_folder,
+    settle,
+    tell_of_checkpoints,
+)
 from llmtrain.stability import Diverging
 from llmtrain.starting import start
 from llmtrain.step import step_batches, train_step
@@ -108,7 +117,8 @@ def train_to_end(run: Run) -> None:
         take_sample(run)
     run.engine.module.train()
     run.sums.start_clock()
-    while run.step < run.plan.num_steps:
+    heed_callbacks(run)
+    while not run.is_last_step:
         train_step(run)
         run.step += 1
         try:
@@ -119,14 +129,20 @@ def train_to_end(run: Run) -> None:
             roll_back(run, trouble)
         run.heartbeat.stepped(run.step)
         if run.any(run.is_stopping):  # all leave after the same step
-            run.heartbeat.rest()
-            if not run.stability.is_suspicious(run.config.on_divergence):
-                save_checkpoint(run)
-            run.saver.settle()
+            save_and_settle(run)
+            heed_callbacks(run)
             finish(run, "stopped")
             return
     run.heartbeat.rest()
     close(run)
+
+
+def save_and_settle(run: Run) -> None:
+    """Leave a checkpoint of this step, unless the last steps might be gone back from."""
+    run.heartbeat.rest()
+    if run.step and not run.stability.is_suspicious(run.config.on_divergence):
+        save_checkpoint(run)
+    settle(run)
 
 
 def install_stop_handler(run: Run) -> None:
@@ -147,12 +163,48 @@ def after_step(run: Run) -> None:
     with run.off_the_clock():
         if step % plan.eval_every == 0 or run.is_last_step:
             evaluate_on_the_way(run)
+        tell_of_epochs(run)
+    heed_callbacks(run)
+    if run.is_ended:
+        catch_up(run)
+    with run.off_the_clock():
         is_due = step % plan.checkpoint_every == 0 and not run.is_last_step
         if is_due and not run.stability.is_suspicious(run.config.on_divergence):
             save_checkpoint(run)
         run.saver.poll()
+        tell_of_checkpoints(run)
     more = {"eta_seconds": run.eta_seconds, **run.stability.status(), **problems(run)}
     report(run.folder, run.ranks, "running", step, every=STATUS_SECONDS, **more)
+
+
+def tell_of_epochs(run: Run) -> None:
+    """An epoch ends with the step that reads its last sequence."""
+    batch, size = run.plan.global_batch, len(run.sequences)
+    position = (run.step + run.stability.data_offset) * batch
+    for epoch in range((position - batch) // size, position // size):
+        run.hooks.call("on_epoch_end", epoch + 1)
+
+
+def heed_callbacks(run: Run) -> None:
+    """Have all ranks know what the callbacks made of the step, which the first alone calls.
+
+    Raises TrainingError, when a checkpoint is safe, for one that failed.
+    """
+    if not run.config.callback:
+        return
+    if run.any(run.hooks.failure is not None):
+        save_and_settle(run)
+        raise TrainingError(run.said_by_first(run.hooks.failure))
+    run.is_ended = run.any(run.hooks.reason is not None)
+
+
+def catch_up(run: Run) -> None:
+    """The last step's record and evaluation, where the end came before they were due."""
+    if run.sums.steps:
+        log_step(run)
+    with run.off_the_clock():
+        if run.step % run.plan.eval_every and run.step < run.plan.num_steps:
+            evaluate_on_the_way(run)
 
 
 def evaluate_on_the_way(run: Run) -> None:
@@ -179,7 +231,8 @@ def show_first_batch(run: Run) -> None:
 def close(run: Run) -> None:
     """The end of training: the closing evaluation, a sample, the final model and the summary."""
     save_checkpoint(run)
-    run.saver.settle()
+    settle(run)
+    heed_callbacks(run)
     report(run.folder, run.ranks, "running", run.step, phase="evaluating")
     values = evaluate(run, run.plan.final_eval_sequences, record=False)
     take_sample(run)

@@ -21,6 +21,7 @@ from llmtrain.on_finish import Afterwards
 from llmtrain.plan import Plan, make_plan
 from llmtrain.ranks import STACK_SIGNAL
 from llmtrain.restarts import Reached, Restarts
+from llmtrain.tracking import Tracking
 from llmtrain.zero import swap_folder
 
 if TYPE_CHECKING:
@@ -88,7 +89,12 @@ class Training:
         newest_good(self.folder, mirror, print)
 
     def launch(self) -> None:
-        """Train to the end, with as many starts as it takes and as are allowed."""
+        """Train to the end, in sight of the tracker."""
+        with Tracking(self.config.tracker, self.folder):
+            self.train_to_end()
+
+    def train_to_end(self) -> None:
+        """As many starts as it takes and as are allowed."""
         self.forget_errors()
         ended = self.run_ranks()
         while self.mend(ended):

@@ -30,6 +30,20 @@ TEXT_FILES = (
     "io",
 )
 
+LONGEST = (
+    "test_slurm.py",
+    "test_train.py",
+    "test_offload.py",
+    "test_faults.py",
+    "test_adapters.py",
+    "test_distill.py",
+    "test_sweep.py",
+    "test_run.py",
+    "test_supervision.py",
+    "test_divergence.py",
+    "test_full_disk.py",
+)
+
 # A Llama that takes a step in milliseconds.
 SMALL = [
     "model.config.vocab_size=512",
@@ -43,6 +57,25 @@ SMALL = [
 
 # In the background of a shell Ctrl+C is ignored, also by all that is started from there.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure() -> None:
+    """Give each worker cores of its own: threads that wait for another's core spin 2/3 away.
+
+    With more workers than cores, some of which always wait for something, several share a core.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        number = int(worker.removeprefix("gw")) % len(cores)
+        os.sched_setaffinity(0, cores[number :: min(workers, len(cores))])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that none of them ends alone."""
+    names = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: names.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What a command line may say, and what it is told when it is wrong."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ from llmtrain import compose
 from llmtrain.config import RunConfig, load
 from llmtrain.folder import write_text
 from llmtrain.plan import make_plan
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Command
 
 WRONG = {
     "modle=llama_tiny": "modle=llama_tiny is no key of the config; the nearest is mode",
     "model=lama_tiny": "model=lama_tiny is no choice of model; the nearest is llama_tiny",
+    "experiment=quickstrat": "is no choice of experiment; the nearest is quickstart",
     "hardware=a80x1": "hardware=a80x1 is no choice of hardware; the nearest is a800x1",
     "train.max_step=3": "train.max_step=3 is no key of the config; the nearest is train.max_steps",
     "optimizer.beta3=1": "optimizer.beta3=1 is no key of the config; the nearest is optimizer",
@@ -67,10 +69,17 @@ WRONG = {
     "model=moe_tiny model.config.num_experts_per_tok=9": "is more than the 8 experts",
     "optimizer.kind=adamw": "optimizer.kind=adamw is chosen with its group; write optimizer=adamw",
     "schedule.warmup_steps=100000": "schedule.warmup_steps=100000 is more than the run's",
+    "schedule.warmup_steps=1 schedule.warmup_fraction=0.1": (
+        "schedule.warmup_steps=1 and schedule.warmup_fraction are both given; give one of them"
+    ),
     "zero.extra.fp16.enabled=true": "zero.extra.fp16={'enabled': True} is decided by",
     "cache_root=/etc/passwd": "cache_root=/etc/passwd cannot be made",
     "output_root=/etc/passwd": "output_root=/etc/passwd",
     "zero.offload_optimizer=nvme optimizer=adamw": "zero.nvme_path=null is needed",
+    "callback=early_stoping": "callback=early_stoping is no choice of callback; the nearest",
+    "callback=[early_stopping,mine]": "callback=mine is no choice of callback",
+    "callback=early_stopping callback.early_stopping.patience=0": "patience=0 is below 1",
+    "tracker=wandb tracker.mode=of": "tracker.mode=of is not a choice; choose one of online",
     "resume=last": "resume=last is not one of the ways to start; "
     "give auto, never, a step of this run, a run folder or a checkpoint",
 }
@@ -171,10 +180,13 @@ def test_every_experiment_composes_and_plans(name: str, cache: Path, corpus: Pat
     assert make_plan(compose_config(*words)).fits
 
 
-@pytest.mark.parametrize("group", ["optimizer", "schedule", "data", "mode", "adapter", "launcher"])
+@pytest.mark.parametrize(
+    "group", ["optimizer", "schedule", "data", "mode", "adapter", "launcher", "tracker"]
+)
 def test_every_choice_of_the_small_groups_composes(group: str) -> None:
     for choice in compose.choices(group):
-        assert getattr(compose_config(f"{group}={choice}"), group).kind == choice
+        part = getattr(compose_config(f"{group}={choice}"), group)
+        assert choice in (part.kind, getattr(part, "name", None))
 
 
 def test_a_config_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
@@ -196,6 +208,7 @@ def test_a_config_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
         "model=mamba_tiny",
         "train.precision=fp32",
         "train.global_batch=32",
+        "callback=early_stopping",
     ],
 )
 def test_what_is_learned_makes_another_run(override: str) -> None:
@@ -216,9 +229,30 @@ def test_what_is_learned_makes_another_run(override: str) -> None:
         "model.attention=sdpa",
         "train.compile=true",
         "debug=true",
+        "tracker=mlflow",
+        "callback=none",
         "data.path=/x",
         "name=other",
     ],
 )
 def test_where_and_how_fast_a_run_trains_leaves_it_the_same_run(override: str) -> None:
     assert compose_config(override).identity == compose_config().identity
+
+
+def test_an_experiment_of_ones_own_folder_is_found_wherever_it_is_composed_again(
+    command: Command,
+) -> None:
+    own = command.folder / "mine" / "experiment" / "short.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\ntrain:\n  max_steps: 7\n")
+    words = ["--config-dir", str(own.parent.parent), "experiment=short", "format=json"]
+    single = command.run(*words, module="plan")  # which composes its proposals anew
+    assert json.loads(single.stdout)["num_steps"] == 7, single.stderr
+    grid = command.run("-m", *words, "seed=0,1", module="plan")
+    assert [point["num_steps"] for point in json.loads(grid.stdout)] == [7, 7], grid.stderr
+
+
+def test_a_folder_of_experiments_that_is_not_there_is_refused(command: Command) -> None:
+    refused = command.run("--config-dir", "nowhere", "experiment=short", module="plan")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("--config-dir=nowhere is no folder; give one that has")

@@ -30,7 +30,7 @@ def test_a_run_under_faults_ends_as_one_that_was_left_in_peace(command: Command)
 
 def assert_all_well(table: Path) -> None:
     found = json.loads(table.read_text())
-    assert sum(found["counts"].values()) > 3
+    assert sum(found["counts"].values()) > 2
     assert found["counts"]["a NaN in the loss"] > 0
     for run in found["runs"]:
         assert run["is_same"]

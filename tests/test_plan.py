@@ -4,12 +4,14 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llmtrain.choose import choose_scan
 from llmtrain.errors import ConfigError
-from llmtrain.hardware import known_peak, visible_gpus
+from llmtrain.hardware import known_peak, resolve, visible_gpus
 from llmtrain.plan import Plan, make_plan
 from llmtrain.throughput import flops_per_token, model_flops_utilisation
 from tests.conftest import Command
@@ -80,6 +82,7 @@ def test_steps_tokens_and_epochs_are_one_horizon(plan_of: Planner) -> None:
 def test_the_warm_up_is_a_twentieth_unless_asked_otherwise(plan_of: Planner) -> None:
     assert plan_of("train.max_steps=200").warmup_steps == 10
     assert plan_of("train.max_steps=200", "schedule.warmup_steps=3").warmup_steps == 3
+    assert plan_of("train.max_steps=210", "schedule.warmup_fraction=0.1").warmup_steps == 21
 
 
 def test_overriding_the_width_keeps_heads_and_feed_forward_whole(plan_of: Planner) -> None:
@@ -183,3 +186,26 @@ def test_auto_takes_all_visible_gpus_and_knows_their_peak(
     assert (plan.device, plan.world_size, plan.peak_tflops) == ("cuda", 3, 165.2)
     fewer = plan_of("hardware=auto", "hardware.gpus_per_node=2", "train.global_batch=24")
     assert fewer.world_size == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "kernel"),
+    [
+        ("mamba_1b", [], None),  # refused
+        ("mamba_1b", ["model.kernels=chunked"], "chunked"),
+        ("mamba_1b", ["model.kernels=reference"], "transformers"),
+        ("mamba_130m", [], "chunked"),
+        ("mamba2_1b", [], "transformers"),
+    ],
+)
+def test_a_large_mamba_is_not_trained_on_a_gpu_without_a_compiled_scan(
+    model: str, words: list[str], kernel: str | None, tmp_path: Path
+) -> None:
+    config = compose_config(f"model={model}", "hardware=rtx4090x1", *words)
+    machine = replace(resolve(config.hardware), is_here=True)
+    facts = config.model.facts(tmp_path)
+    if kernel is None:
+        with pytest.raises(ConfigError, match="a hundred times slower.*make install-cuda"):
+            choose_scan(config.model, machine, facts, {})
+    else:
+        assert choose_scan(config.model, machine, facts, {}) == kernel

@@ -176,7 +176,8 @@ def test_what_a_plan_chooses_takes_as_long_when_it_is_asked_for(planned: Planned
     chosen = as_json(planned(*words))
     names = ("micro_batch", "activation_checkpointing")
     asked = as_json(planned(*words, *(f"train.{name}={chosen[name]}" for name in names)))
-    assert asked["step_seconds"] == pytest.approx(chosen["step_seconds"], rel=0.05)
+    # The loss has more chunks the more tokens it is of, up to eight, which is no straight line.
+    assert asked["step_seconds"] == pytest.approx(chosen["step_seconds"], rel=0.08)
 
 
 @pytest.mark.parametrize("damage", ["", "{}", '{"samples": ['])

@@ -1,11 +1,11 @@
-"""The README's table of presets is what the planner says today."""
+"""The table of presets is what the planner says today."""
 
-from benchmarks.preset_table import MARKS, README, listed, row
+from benchmarks.preset_table import MARKS, PAGE, listed, row
 
 
 def rows() -> dict[str, str]:
-    """The README's line of each preset that it lists."""
-    table = README.read_text().split(MARKS[0])[1].split(MARKS[1])[0]
+    """The line of each preset that it lists."""
+    table = PAGE.read_text().split(MARKS[0])[1].split(MARKS[1])[0]
     lines = [line for line in table.splitlines() if line.startswith("| `")]
     return {line.split("`")[1]: line for line in lines}
 

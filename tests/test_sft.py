@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from llmtrain.data.sequences import open_sequences
-from llmtrain.kernel.selective_scan import install
+from llmtrain.kernel.mixers import install
 from llmtrain.mode.base import Learner, Mode
 from llmtrain.mode.pretrain import Pretrain
 from llmtrain.mode.sft import SFT
@@ -41,7 +41,7 @@ def tiny(architecture: str, **more: Any) -> Any:
     values = {"vocab_size": VOCABULARY, **FAMILIES.get(architecture, {}), **more}
     config = AutoConfig.for_model(architecture, **values)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    install(architecture, reference=False)
+    install(architecture)
     with torch.no_grad():
         for param in model.parameters():
             if param.ndim == 2:

@@ -147,6 +147,13 @@ def test_a_hang_up_reaches_trials_through_the_sweep_and_fails_none(command: Comm
     assert all(RunFolder(run).newest_step > 5 for run in command.runs())
 
 
+def test_a_grid_can_be_rehearsed(command: Command) -> None:
+    ended = command.run("-m", *QUICK, "launcher=dry", "seed=1,2")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Nothing was started") == 2
+    assert states_of(command) == ["done"] * 2
+
+
 def test_trials_that_fall_behind_are_pruned_and_what_fails_is_recorded(command: Command) -> None:
     lr = "optimizer.lr=1e-2,1e-3,1e-7,1e-8,1e-9,1e30"
     options = ["n_startup_trials=2", "n_warmup_steps=0"]

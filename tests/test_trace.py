@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from llmtrain import tracer
 from llmtrain.config import RunConfig
-from llmtrain.kernel import heads, selective_scan
+from llmtrain.kernel import heads, mixers
 from llmtrain.kernel.quantised import Quantised
 from llmtrain.layers import depth_of, repetition
 from llmtrain.live import LiveTensors
@@ -64,7 +64,7 @@ def one_thread() -> Iterator[None]:
 def measured_peak(config: RunConfig, asked: Setting, batch: int) -> int:
     """The most that lives beside weights in a real forward and backward, in bytes."""
     model: Any = config.model.build(getattr(torch, asked.dtype), asked.attention)
-    selective_scan.install(model.config.model_type, asked.scan_kernel == "transformers")
+    mixers.install(model.config.model_type, asked.scan_kernel or "transformers")
     recompute(model, asked.recompute)
     model = config.adapter.put_on(model, adaptable(model)).train()
     objective = objective_of(model, config.mode)

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ class Saver:
     """Writes snapshots of all ranks, each its own part, and publishes what all have written.
 
     ``over_ranks`` sums a number over ranks; all of them call each method after the same step.
-    ``problem`` says on the first rank why the last checkpoint was not written.
+    ``problem`` says on the first rank why the last checkpoint was not written, ``published`` which
+    steps' were since somebody took them from there.
     """
 
     folder: RunFolder
@@ -40,6 +42,7 @@ class Saver:
     mirror: Path | None = None
     is_asynchronous: bool = True
     problem: str | None = None
+    published: deque[int] = field(default_factory=deque)
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "save"))
     last_step: int | None = None  # the ranks must not ask the disk: it is another one's to publish
     snapshot: Snapshot | None = None  # that is on its way
@@ -128,6 +131,7 @@ class Saver:
             raise
         published = self.folder.checkpoint(state["step"])
         publish(path, published)
+        self.published.append(state["step"])
         kept, best = self.retention, state.get("best_step")
         store.thin_out(self.folder.checkpoints, kept.keep, kept.keep_every, best)
         if self.mirror is not None:

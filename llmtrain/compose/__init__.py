@@ -11,7 +11,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from llmtrain.compose.composing import CONF, as_hydra_wants, choices, groups, register
+from llmtrain.compose.composing import (
+    CONF,
+    as_hydra_wants,
+    choices,
+    command_line,
+    groups,
+    register,
+    searched,
+)
 from llmtrain.compose.explain import explain
 from llmtrain.compose.points import Point, grid_points
 from llmtrain.compose.typed import composed, to_config
@@ -109,7 +117,7 @@ def run_hydra(task: Callable[[DictConfig], None]) -> None:
     """Let Hydra compose the command line and call ``task`` with it."""
     register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors to us instead of printing them
-    words = as_hydra_wants(sys.argv[1:])
+    words = as_hydra_wants(command_line())
     if SEARCH in words and not any(word.startswith("sweep=") for word in words):
         words.append("sweep=search")
     sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # goes first
@@ -133,7 +141,7 @@ def help_text(command: str, summary: str) -> str:
 
 
 def overrides() -> list[str]:
-    """The overrides of the run."""
+    """The overrides of the run, and where else than in conf/ they were looked up."""
     if HydraConfig.initialized():
-        return list(HydraConfig.get().overrides.task)
-    return sys.argv[1:]
+        return [*searched(), *HydraConfig.get().overrides.task]
+    return command_line()

@@ -87,7 +87,7 @@ def wanted_type(name: str) -> str:
 
 
 EXPLANATIONS: list[tuple[str, Callable[[re.Match[str], dict[str, str]], ConfigError]]] = [
-    (r"Could not find '(?P<group>[\w/]+)/(?P<choice>[^/']+)'", unknown_choice),
+    (r"Could not (find|load) '(?P<group>[\w/]+)/(?P<choice>[^/']+)'", unknown_choice),
     (r"Could not override '(?P<key>[^']+)'\. No match", unknown_key),
     (r"Could not override '(?P<key>[^']+)'\. ?To append", unknown_key),
     (r"Key '[^']+' not in '\w+' full_key: (?P<key>\S+)", unknown_key),

@@ -9,7 +9,7 @@ from llmtrain.compose.composing import choices, composed_values, known_keys, reg
 from llmtrain.compose.explain import explain
 from llmtrain.config import RunConfig
 from llmtrain.errors import ConfigError, nearest
-from llmtrain.schema import GROUPS
+from llmtrain.schema import GROUPS, parts_in
 
 
 def to_config(values: DictConfig) -> RunConfig:
@@ -28,9 +28,10 @@ def to_config(values: DictConfig) -> RunConfig:
         part = getattr(config, group)
         if part is None:
             raise ConfigError(group, None, "is no choice", nearest("", choices(group)))
-        if part.kind != type(part).kind:
-            remedy = f"write {group}={part.kind}"
-            raise ConfigError(f"{group}.kind", part.kind, "is chosen with its group", remedy)
+        for key, each in parts_in(group, part).items():
+            if each.kind != type(each).kind:
+                remedy = f"write {group}={each.kind}"
+                raise ConfigError(f"{key}.kind", each.kind, "is chosen with its group", remedy)
     return config
 
 

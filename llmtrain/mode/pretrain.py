@@ -17,9 +17,9 @@ class Pretrain(Mode):
         return False
 
     def loss(self, learner: Learner, batch: dict[str, Any], teacher: Learner | None = None) -> Loss:
-        from llmtrain.kernel.cross_entropy import cross_entropy_sum
+        from llmtrain.kernel.cross_entropy import cross_entropy_of
 
         labels_BL = batch.pop("labels")
         read = learner.read(batch)
-        loss_sum = cross_entropy_sum(read.head(read.features_BLD), labels_BL)
+        loss_sum = cross_entropy_of(read.head, read.features_BLD, labels_BL)
         return Loss(loss_sum, (labels_BL >= 0).sum(), read.penalty, read.extras)

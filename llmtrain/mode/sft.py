@@ -17,11 +17,11 @@ class SFT(Mode):
         return True
 
     def loss(self, learner: Learner, batch: dict[str, Any], teacher: Learner | None = None) -> Loss:
-        from llmtrain.kernel.cross_entropy import cross_entropy_sum
+        from llmtrain.kernel.cross_entropy import cross_entropy_of
 
         labels_BL = batch.pop("labels")
         read = learner.read(batch)
         is_learned_BL = labels_BL >= 0
-        logits_TV = read.head(read.features_BLD[is_learned_BL])
-        loss_sum = cross_entropy_sum(logits_TV, labels_BL[is_learned_BL])
+        features_TD, labels_T = read.features_BLD[is_learned_BL], labels_BL[is_learned_BL]
+        loss_sum = cross_entropy_of(read.head, features_TD, labels_T)
         return Loss(loss_sum, is_learned_BL.sum(), read.penalty, read.extras)

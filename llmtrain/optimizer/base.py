@@ -22,9 +22,10 @@ class Optimizer(Part):
     ``stages`` are the ZeRO stages under which its mathematics stays what its name says;
     ``offloads`` says whether its state may live in host memory; ``state_bytes`` is what it keeps
     for each parameter beside the fp32 master copy (``state_follows_weights``: half of that beside
-    bf16 weights without one); ``whole_gradients`` that every rank has to see
-    the whole gradient of a matrix; ``moves`` that its state can be cut anew for other ranks and
-    stages. ``train.grad_clip`` points at ``grad_clip``.
+    bf16 weights without one); ``whole_gradients`` that every rank has to see the whole gradient of
+    a matrix; ``moves`` that its state can be cut anew for other ranks and stages;
+    ``names_compiler`` that its code is marked for torch's compiler, which is then imported.
+    ``train.grad_clip`` points at ``grad_clip``.
     """
 
     lr: float = learned("???", above=0)
@@ -37,6 +38,7 @@ class Optimizer(Part):
     state_follows_weights: ClassVar[bool] = True
     whole_gradients: ClassVar[bool] = False
     moves: ClassVar[bool] = True
+    names_compiler: ClassVar[bool] = False
 
     def check(self, device: str, grad_clip: float) -> None:
         """Raise ConfigError where this optimizer cannot work on ``device`` (cpu or cuda)."""

@@ -30,6 +30,7 @@ class Muon(Optimizer):
 
     state_bytes: ClassVar[float] = 4.0
     whole_gradients: ClassVar[bool] = True
+    names_compiler: ClassVar[bool] = True
 
     def check(self, device: str, grad_clip: float) -> None:
         if grad_clip > 0:  # under ZeRO it would clip the orthogonal update instead of the gradient

@@ -244,11 +244,15 @@ def of_model(config: RunConfig, facts: Facts, teacher: Facts | None) -> dict[str
     }
 
 
+def hash_of(config: RunConfig) -> str:
+    return hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16]
+
+
 def of_training(config: RunConfig, layout: Layout) -> dict[str, Any]:
     """The fields of a plan that were asked for, or follow at once."""
     whole_gradients = config.optimizer.whole_gradients
     return {
-        "asked": hashlib.sha256(replace(config, sweep=None).to_yaml().encode()).hexdigest()[:16],
+        "asked": hash_of(replace(config, sweep=None, tracker=None)),
         "name": config.run_name,
         "nvme_path": config.zero.nvme_path,
         "reduce_scatter": not whole_gradients,
@@ -298,13 +302,14 @@ def describe_data(config: RunConfig, manifest: "Manifest | None") -> Corpus:
         num_train_sequences=len(train),
         num_held_out_sequences=len(held_out),
         is_estimate=False,
-        fingerprint=digest([manifest.train.sha, manifest.held_out.sha]),
+        fingerprint=digest([manifest.train.sha, manifest.held_out.sha, *manifest.sources]),
         learned_share=min(1.0, manifest.train.num_learned_tokens / (len(train) * seq_len)),
         num_rows=manifest.train.num_documents if manifest.has_masks else None,
         num_cut=train.num_cut,
         num_left_out=train.num_left_out,
         num_skipped=manifest.num_skipped,
         first_skipped=manifest.skipped[0] if manifest.skipped else None,
+        most_sequences=getattr(train, "num_draws", None),
     )
 
 

@@ -2,12 +2,12 @@
 
 from llmtrain.checks import check_interval, seconds_left
 from llmtrain.config import RunConfig
+from llmtrain.data.catalogue import MOST_EPOCHS
 from llmtrain.hardware import Machine
 from llmtrain.nvme import check_nvme
 from llmtrain.plan.record import Plan
 
 FRESH_RATE = 3e-4  # of models of billions that start afresh; smaller ones take more
-MOST_EPOCHS = 4  # more passes over the same text teach little (Muennighoff et al. 2023)
 
 
 def warn(plan: Plan) -> list[str]:
@@ -17,8 +17,8 @@ def warn(plan: Plan) -> list[str]:
         found.append(
             f"{plan.num_tokens:,} tokens are {plan.num_epochs:,.0f} passes over the "
             f"{plan.data.num_train_tokens:,} tokens of data={plan.data.name}: past {MOST_EPOCHS} "
-            "passes little is learned. Take more data (FineWeb-Edu, say: data=text "
-            "data.path=<its parquet files>) or a shorter horizon."
+            "passes little is learned. Take more data (FineWeb-Edu, say: data=fineweb_edu_10bt; "
+            "python -m llmtrain.data recommend has a mixture) or a shorter horizon."
         )
     return found
 

@@ -9,7 +9,7 @@ from llmtrain.schema import GROUPS
 # Where a run lies, how it is shown and what is done about its end: never why a loss is lower.
 PLACES = {"name", "output_root", "cache_root", "resume", "format", "debug"}
 PLACES |= {"train.log_every", "train.eval_every", "train.eval_batches"}
-PLACE_GROUPS = {"checkpoint", "on_finish", "on_divergence", "launcher"}
+PLACE_GROUPS = {"checkpoint", "on_finish", "on_divergence", "launcher", "tracker"}
 CHOICES = [
     f"{group}.{name}" for group in [*GROUPS, "teacher", "hardware"] for name in ("name", "kind")
 ]

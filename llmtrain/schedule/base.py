@@ -7,9 +7,10 @@ from llmtrain.schema import Part, learned
 
 @dataclass
 class Schedule(Part):
-    """``warmup_steps`` null: 5 % of the steps."""
+    """``warmup_steps``, or a share of the run, ``warmup_fraction``; both null: 5 % of the steps."""
 
     warmup_steps: int | None = learned(None, low=0)
+    warmup_fraction: float | None = learned(None, low=0, high=1)
 
     def factor(self, step: int, num_steps: int, warmup_steps: int) -> float:
         """What the learning rate is multiplied with at a step (from 0), between 0 and 1."""

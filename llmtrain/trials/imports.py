@@ -1,5 +1,6 @@
 """What a rank imports before its first step, for a process that ranks are forks of."""
 
+import gc
 import importlib
 import os
 import signal
@@ -18,7 +19,10 @@ NAMES = (
     "torch._inductor.compile_fx",
     "torch.utils.tensorboard",
     "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "setuptools",
     "transformers",
+    "transformers.models.auto.tokenization_auto",
     "llmtrain.data.shards",
     "llmtrain.engine",
     "llmtrain.evaluation",
@@ -29,4 +33,7 @@ NAMES = (
 
 for name in NAMES:
     importlib.import_module(name)
+if os.environ.get("DS_ACCELERATOR") == "cpu":  # elsewhere it asks for GPUs, which forks then cannot
+    assert importlib.import_module("deepspeed.ops").__compatible_ops__  # it asks a compiler, once
+gc.freeze()  # a fork that looks for garbage would read, and copy, all that was imported
 assert threading.active_count() == 1, threading.enumerate()

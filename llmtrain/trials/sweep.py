@@ -193,6 +193,7 @@ class Sweep:
             self.end(trial)
             return
         trial.state = "running"
+        trial.config.tracker.join(self.folder.path.name)
         trial.config.launcher.gathers = self.gathers
         trainer = None if has_job(trial) else self.trainer(trial, self.free[0])
         self.running.append(Running(trial, self.free.pop(0), trainer, self.follows_queue))

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from llmtrain.folder import RunFolder
-from tests.conftest import SMALL, Command, wait_until
+from tests.conftest import ROOT, SMALL, Command, wait_until
 from tests.slurm.cluster import NODES, Cluster, missing, running
 from tests.test_run import learned_records, steps_of
 
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 WORDS = [*SMALL, "train.log_every=1", "train.eval_every=1000", "optimizer=adamw"]
 WORDS += ["train.precision=fp32", "checkpoint.every=20", "hardware=cpux1"]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+NEEDS = ("#SBATCH --gpus", "#SBATCH --mem", "#SBATCH --cpus")  # that the cluster has not
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,12 @@ def test_a_search_keeps_its_trials_in_the_queue_and_hears_how_they_end(lab: Lab)
     trials = json.loads(record.read_text())["trials"]
     assert [trial["state"] for trial in trials] == ["done"] * 3
     assert all(trial["values"] for trial in trials)
-    assert len(lab.command.runs()) == 3
+    runs = lab.command.runs()
+    assert len(runs) == 3
+    # The second was queued before the first was over, and the third was not.
+    begins = sorted((run / "config.yaml").stat().st_mtime for run in runs)
+    first_end = min((run / "summary.json").stat().st_mtime for run in runs)
+    assert begins[1] < first_end < begins[2]
 
 
 def test_what_would_be_queued_can_be_read_and_what_cannot_work_is_not_queued(lab: Lab) -> None:
@@ -208,3 +214,27 @@ def test_what_would_be_queued_can_be_read_and_what_cannot_work_is_not_queued(lab
     assert refused.returncode == 2
     assert "launcher=slurm is refused: " in refused.stderr
     assert lab.cluster.ask("squeue", "-h", "-t", "all") == before
+
+
+def test_the_batch_file_by_hand_goes_back_into_the_queue_and_continues(
+    lab: Lab, undisturbed: Path
+) -> None:
+    text = (ROOT / "deploy" / "job.sbatch").read_text()
+    kept = [line for line in text.splitlines() if not line.startswith(NEEDS)]
+    script = lab.command.folder / "job.sbatch"
+    script.write_text("\n".join(kept) + "\n")
+    words = lab.command.words("run", *WORDS, "train.max_steps=300")[3:]
+    job = subprocess.run(
+        ["sbatch", "--parsable", str(script), *words],
+        env=lab.command.environment | lab.cluster.environment | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=lab.command.folder,
+    ).stdout.strip()
+    log = lab.command.folder / f"llmtrain_{job}.log"
+    wait_until(lambda: any(has_saved(run, 20) for run in lab.command.runs()))
+    lab.cluster.ask("scancel", "--signal=USR2", "--batch", job)  # as before the time is over
+    assert lab.cluster.wait_for(job, *ENDED) == "COMPLETED", log.read_text()
+    assert "Continuing from step" in log.read_text()
+    assert learned_records(lab.command.only_run()) == learned_records(undisturbed)
