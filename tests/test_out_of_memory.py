@@ -15,9 +15,11 @@ from tests.conftest import SMALL, Command
 from tests.test_compose import compose_config
 from tests.test_run import learned_records, steps_of
 
-# Logits of 8 x 512 x 32,768 floats, 512 MiB, several times over: more than a rank may have below.
+# 8 sequences of 512 tokens keep 256 MiB of each of a layer's wide activations, of which there are
+# half a dozen: far more than a rank may have below, where half of them fit with room to spare.
 WIDE = [
-    "model.config.vocab_size=32768",
+    "model.config.vocab_size=512",
+    "model.config.intermediate_size=16384",
     "model.config.hidden_size=64",
     "model.config.head_dim=32",
     "model.config.num_hidden_layers=1",
@@ -35,13 +37,10 @@ WIDE = [
 def limited(
     command: Command, limit_mib: int, *overrides: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run the command on one core, with so much memory for each of its processes.
-
-    More cores take more of it: threads, and what is allocated for each.
-    """
+    """Run the command on two cores, with so much memory for each of its processes."""
 
     def limit() -> None:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
         resource.setrlimit(resource.RLIMIT_DATA, (limit_mib * 2**20,) * 2)
 
     return subprocess.run(
@@ -58,7 +57,7 @@ def limited(
 
 def test_memory_that_ends_early_halves_the_micro_batch_on_all_ranks(command: Command) -> None:
     words = [*WIDE, "hardware=cpux2", "train.global_batch=16", "zero.stage=0"]
-    ended = limited(command, 1550, *words, "train.micro_batch=8", "name=short")
+    ended = limited(command, 3200, *words, "train.micro_batch=8", "name=short")
     assert ended.returncode == 0, ended.stderr
     assert "Out of memory with micro_batch 8: again from step 0 with 4" in ended.stdout
     folder = RunFolder(command.only_run())
@@ -79,9 +78,9 @@ def test_memory_that_ends_early_halves_the_micro_batch_on_all_ranks(command: Com
 
 
 def test_memory_that_ends_with_one_sequence_at_a_time_ends_the_run(command: Command) -> None:
-    wider = ["model.config.vocab_size=262144", "train.global_batch=1"]  # logits of 512 MiB
+    wider = ["model.config.intermediate_size=131072", "train.global_batch=1"]
     restarts = "launcher.max_restarts=3"
-    ended = limited(command, 1400, *WIDE, *wider, "hardware=cpux1", restarts)
+    ended = limited(command, 2000, *WIDE, *wider, "hardware=cpux1", restarts)
     assert ended.returncode == 1
     assert "Restart 1 of 3 from step 0." in ended.stdout
     assert "Not started again: twice the ranks came to step 0, no further." in ended.stdout
