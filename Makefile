@@ -29,9 +29,7 @@ test-slurm: slurm $(VENV)/installed-test
 
 # Speed on this CPU beside other trainers, which get an environment of their own.
 bench: $(VENV)/installed-test
-	test -x .peers/bin/python || $(PYTHON) -m venv .peers
-	.peers/bin/pip install -q -r benchmarks/requirements-peers.txt
-	$(PY) -m benchmarks.speed --peers .peers/bin/python $(ARGS)
+	$(PY) -m benchmarks.speed --make-peers .peers $(ARGS)
 	$(PY) -m benchmarks.parts --peers .peers/bin/python
 
 # Compiled against the torch that is installed, so without an environment of their own to build in.

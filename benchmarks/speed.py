@@ -6,7 +6,8 @@
 Each contestant is a process that trains when its turn comes, block after block: A B A B. A ratio is
 the median over blocks, with a bootstrap interval of 95 %. The peak is a square bf16 product of
 random numbers, measured in the same run. A peer counts only if its losses follow those of an fp32
-loop. Writes results/<date>-<machine>/speed.json, .md and .png.
+loop, and its gradients have a finite norm above 0. Writes results/<date>-<machine>/speed.json, .md
+and .png.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import time
 import venv
 from dataclasses import dataclass, field
 from datetime import date
+from math import ceil, inf
 from os import environ
 from pathlib import Path
 from statistics import median
@@ -42,6 +44,7 @@ HERE = Path(__file__).parent
 OURS, COMPILED, PLAIN = "llmtrain", "llmtrain, compiled", "llmtrain's model in a bare loop"
 TRAINER, TRAINER_COMPILED = "HF Trainer", "HF Trainer, torch_compile"
 LOOP, LOOP_COMPILED, DEEPSPEED = "plain loop", "plain loop, compiled", "raw DeepSpeed"
+LITGPT = "litgpt"
 MAMBAPY, ASSOCIATIVE = "transformers with mambapy", "transformers, associative scan compiled"
 PEERS = {
     TRAINER: "trainer",
@@ -49,9 +52,11 @@ PEERS = {
     LOOP: "loop",
     LOOP_COMPILED: "loop-compiled",
     DEEPSPEED: "deepspeed",
+    LITGPT: "litgpt",
     MAMBAPY: "mambapy",
     ASSOCIATIVE: "associative",
 }
+ASIDE = "litgpt==0.5.13"  # asks for an older huggingface-hub, and works with this one
 LR, BETAS, WEIGHT_DECAY, GRAD_CLIP = 3e-4, (0.9, 0.95), 0.1, 1.0
 SAME_LOSS = 1e-2  # nats, in the mean of a contestant's first steps and the reference's
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
@@ -96,7 +101,10 @@ class Work:
 
 ACTIVE = {"num_hidden_layers": 4, "intermediate_size": 512, "num_attention_heads": 4}
 MAMBA = (OURS, LOOP, MAMBAPY, ASSOCIATIVE)
-LLAMA = (OURS, COMPILED, TRAINER, TRAINER_COMPILED, LOOP, LOOP_COMPILED, DEEPSPEED, PLAIN)
+LLAMA = (
+    *(OURS, COMPILED, PLAIN),
+    *(TRAINER, TRAINER_COMPILED, LOOP, LOOP_COMPILED, DEEPSPEED, LITGPT),
+)
 BATCH_20M = ["train.seq_len=512", "train.global_batch=8"]
 BATCH_MAMBA = ["train.seq_len=256", "train.global_batch=8"]
 WORKS = [
@@ -152,6 +160,7 @@ def measure_all(works: list[Work], options: argparse.Namespace, machine: str, pl
             write_json(stored, {"machine": machine, "date": str(date.today()), "works": found})
             text = page(found, machine)
             write_text(stored.with_suffix(".md"), text)
+            draw(found, stored.with_suffix(".png"))
             print(text, flush=True)
 
 
@@ -171,8 +180,9 @@ def make_peers(folder: Path) -> str:
     """An environment with the peers on the torch and transformers of ours; its interpreter."""
     venv.create(folder, with_pip=True)
     python = str(folder.absolute() / "bin" / "python")
-    words = ["-m", "pip", "install", "-q", "-r", str(HERE / "requirements-peers.txt")]
-    subprocess.run([python, *words], check=True)
+    install = [python, "-m", "pip", "install", "-q"]
+    subprocess.run([*install, "-r", str(HERE / "requirements-peers.txt")], check=True)
+    subprocess.run([*install, "--no-deps", ASIDE], check=True)
     return python
 
 
@@ -182,6 +192,7 @@ class Contestant:
     def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path):
         self.name = name
         self.losses: list[float] = []
+        self.gradient_norms: list[float] = []
         self.seconds: list[float] = []  # of each block's step
         self.peak_gib = 0.0
         self.log = log
@@ -203,6 +214,7 @@ class Contestant:
         print(num_steps, file=self.process.stdin, flush=True)
         said = self.hear()
         self.losses += said["losses"]
+        self.gradient_norms += said["gradient_norms"]
         return float(said["seconds"]) / num_steps
 
     def end(self) -> None:
@@ -350,12 +362,16 @@ def result(
             "tokens_per_second": tokens / median(contestant.seconds),
             "peak_gib": contestant.peak_gib,
             "loss_apart": float(apart),
-            "counts": bool(apart < SAME_LOSS),
+            "counts": bool(apart < SAME_LOSS and all(map(is_learning, contestant.gradient_norms))),
             "times_as_long_as_ours": [ratio, low, high],
         }
     share = rows[OURS]["tokens_per_second"] * plan.flops_per_token / peak_tflops / 1e12
     found = {"words": work.words, "peak_tflops": peak_tflops, "share_of_peak": share, "rows": rows}
     return found | {"goals": goals(work, rows, share)}
+
+
+def is_learning(gradient_norm: float) -> bool:
+    return 0 < gradient_norm < inf
 
 
 def cut(*curves: list[float]) -> list[list[float]]:
@@ -405,6 +421,29 @@ def page(found: dict[str, Any], machine: str) -> str:
             said = "no peer that counts" if attained is None else f"{attained:.2f}"
             lines += ["", f"- {goal['goal']}: {said}, {'met' if is_met else 'missed'}"]
     return "\n".join(lines) + "\n"
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """A bar of tokens/s for each contestant that counts; ours are blue."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    shape = (ceil(len(found) / 2), 2)
+    figure, axes = pyplot.subplots(*shape, figsize=(13, 2.6 * shape[0]), layout="constrained")
+    for axis, (name, work) in zip(axes.flat, found.items(), strict=False):
+        rows = {key: row for key, row in work["rows"].items() if row["counts"]}
+        rates = [row["tokens_per_second"] for row in rows.values()]
+        colours = ["#1f5fa8" if key.startswith("llmtrain") else "#b9b9b9" for key in rows]
+        bars = axis.barh(list(rows), rates, color=colours)
+        axis.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=3)
+        axis.set(title=f"{name}, tokens/s", xlim=(0, 1.15 * max(rates)))
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in list(axes.flat)[len(found) :]:
+        axis.set_visible(False)
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ loss in a bare loop with fp32 masters, to see what the engine and the records co
 """
 
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
@@ -14,11 +13,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmarks.peers.turn import Turns
+from benchmarks.peers.turn import Step, Turns
 from llmtrain import starting, step, train
 from llmtrain.folder import RunFolder
 from llmtrain.rank_run import Run
 from llmtrain.ranks import Ranks
+from llmtrain.records import gradient_norm
 
 NUM_STEPS = 64  # whose tokens peers read, and then again
 
@@ -58,30 +58,30 @@ def leave_for_peers(run: Run) -> None:
     np.save(tokens_of(run.folder), np.stack(rows).astype(np.int32))
 
 
-def engine_step(run: Run) -> Callable[[], float]:
+def engine_step(run: Run) -> Step:
     """A step as the training loop has it, records and all."""
-    losses: list[float] = []
+    taken: list[tuple[float, float]] = []
     real = step.note_step
 
     def note(run: Run, mean_loss: float) -> None:
-        losses.append(mean_loss)
+        taken.append((mean_loss, float(gradient_norm(run))))
         real(run, mean_loss)
 
     stack = ExitStack()
     stack.enter_context(patch.object(step, "note_step", note))
 
-    def one() -> float:
+    def one() -> tuple[float, float]:
         step.train_step(run)
         run.step += 1
         run.stability.check(run.config.on_divergence)
         train.after_step(run)
         run.heartbeat.stepped(run.step)
-        return losses[-1]
+        return taken[-1]
 
     return one
 
 
-def plain_step(run: Run) -> Callable[[], float]:
+def plain_step(run: Run) -> Step:
     """Forward, backward, clipping and a fused AdamW over fp32 masters: nothing else."""
     objective = run.engine.module
     params = [param for param in objective.parameters() if param.requires_grad]
@@ -94,7 +94,7 @@ def plain_step(run: Run) -> Callable[[], float]:
     betas = (wanted.beta1, wanted.beta2)
     optimizer = torch.optim.AdamW(groups, lr=wanted.lr, betas=betas, fused=True)
 
-    def one() -> float:
+    def one() -> tuple[float, float]:
         total, batches = 0.0, list(step.step_batches(run))
         num_tokens = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
         for batch in batches:
@@ -103,11 +103,11 @@ def plain_step(run: Run) -> Callable[[], float]:
             total += float(loss.detach())
         for param, master in zip(params, masters, strict=True):
             master.grad, param.grad = param.grad.float(), None
-        torch.nn.utils.clip_grad_norm_(masters, run.plan.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(masters, run.plan.grad_clip)
         optimizer.step()
         torch._foreach_copy_(params_data(params), masters)
         run.step += 1
-        return total
+        return total, float(norm)
 
     return one
 

@@ -2,14 +2,14 @@
 
 The job names the device, the model's folder, the file of tokens [steps, batch, length + 1],
 threads and the optimizer's settings. Contestants: reference and reference-of-trainer (fp32 loops),
-loop, loop-compiled, trainer, trainer-compiled, deepspeed, mambapy, associative.
+loop, loop-compiled, trainer, trainer-compiled, deepspeed, litgpt, mambapy, associative.
 """
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
-from turn import Turns
+from turn import Step, Turns
 
 Job = dict[str, Any]
 
@@ -32,6 +32,8 @@ def main(contestant: str, path: str) -> None:
         trainer(job, turns, is_compiled=contestant.endswith("compiled"))
     elif contestant == "deepspeed":
         turns.take(deepspeed_step(job))
+    elif contestant == "litgpt":
+        turns.take(litgpt_step(job))
     else:
         turns.take(loop_step(job, contestant))
 
@@ -61,7 +63,7 @@ def adamw(model: Any, job: Job, **options: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=job["lr"], betas=tuple(job["betas"]), **options)
 
 
-def loop_step(job: Job, contestant: str) -> Callable[[], float]:
+def loop_step(job: Job, contestant: str) -> Step:
     """A plain loop in fp32 (reference) or under autocast; the scans are options of Mamba's."""
     changed = {"mambapy": {"use_mambapy": True}, "associative": {"use_associative_scan": True}}
     changed |= {"reference": job["reference"]}
@@ -74,22 +76,22 @@ def loop_step(job: Job, contestant: str) -> Callable[[], float]:
     last = -1 if contestant == "reference-of-trainer" else None  # its loss has no last target
     source = batches(job)
 
-    def step() -> float:
+    def step() -> tuple[float, float]:
         inputs_BL, labels_BL = next(source)
         with torch.autocast(job["device"], torch.bfloat16, enabled=is_autocast):
             logits_BLV = forward(input_ids=inputs_BL, use_cache=False).logits
             rows = (logits_BLV[:, :last], labels_BL[:, :last])
             loss = cross_entropy(rows[0].flatten(0, 1).float(), rows[1].flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), job["grad_clip"])
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), job["grad_clip"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss.item(), norm.item()
 
     return step
 
 
-def deepspeed_step(job: Job) -> Callable[[], float]:
+def deepspeed_step(job: Job) -> Step:
     """DeepSpeed's engine at stage 0 in bf16, as its own tutorial has it."""
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update(place | {"MASTER_PORT": str(job["port"]), "DS_ACCELERATOR": job["device"]})
@@ -108,15 +110,71 @@ def deepspeed_step(job: Job) -> Callable[[], float]:
     engine, *_ = deepspeed.initialize(model=model, optimizer=adamw(model, job), config=settings)
     source = batches(job)
 
-    def step() -> float:
+    def step() -> tuple[float, float]:
         inputs_BL, labels_BL = next(source)
         logits_BLV = engine(input_ids=inputs_BL, use_cache=False).logits
         loss = cross_entropy(logits_BLV.flatten(0, 1).float(), labels_BL.flatten())
         engine.backward(loss)
         engine.step()
-        return float(loss.item())
+        return float(loss.item()), float(engine.get_global_grad_norm())
 
     return step
+
+
+def litgpt_step(job: Job) -> Step:
+    """litgpt's own model, loss and precision by Fabric, compiled as its `pretrain` does."""
+    import lightning
+    from litgpt.model import GPT
+    from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
+    from litgpt.utils import chunked_cross_entropy
+
+    lightning.seed_everything(0)
+    fabric = lightning.Fabric(accelerator=job["device"], devices=1, precision="bf16-mixed")
+    theirs = load(job, torch.float32)
+    model, weights = GPT(litgpt_config(theirs.config)), {}
+    copy_weights_hf_llama(model.config, {}, weights, theirs.state_dict())
+    model.load_state_dict(weights)
+    if theirs.config.tie_word_embeddings:
+        model.transformer.wte.weight = model.lm_head.weight
+    model = fabric.setup(torch.compile(model))
+    is_gpu = job["device"] != "cpu"
+    optimizer = fabric.setup_optimizers(adamw(model, job, fused=is_gpu))
+    source = batches(job)
+
+    def step() -> tuple[float, float]:
+        inputs_BL, labels_BL = next(source)
+        loss = chunked_cross_entropy(model(inputs_BL), labels_BL)
+        fabric.backward(loss)
+        norm = fabric.clip_gradients(model, optimizer, max_norm=job["grad_clip"])
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item(), norm.item()
+
+    return step
+
+
+def litgpt_config(theirs: Any) -> Any:
+    """The same sizes in litgpt's words."""
+    from litgpt.config import Config
+
+    return Config(
+        block_size=theirs.max_position_embeddings,
+        n_layer=theirs.num_hidden_layers,
+        n_embd=theirs.hidden_size,
+        vocab_size=theirs.vocab_size,
+        padded_vocab_size=theirs.vocab_size,
+        n_head=theirs.num_attention_heads,
+        head_size=theirs.head_dim,
+        n_query_groups=theirs.num_key_value_heads,
+        intermediate_size=theirs.intermediate_size,
+        rope_base=int(theirs.rope_parameters["rope_theta"]),
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        norm_eps=theirs.rms_norm_eps,
+        mlp_class_name="LLaMAMLP",
+    )
 
 
 def trainer(job: Job, turns: Turns, is_compiled: bool) -> None:
@@ -149,15 +207,15 @@ def trainer(job: Job, turns: Turns, is_compiled: bool) -> None:
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if not self.left:
                 self.left = next(asked, 0) or sys.exit(0)
-                self.losses: list[float] = []
+                self.steps: list[tuple[float, float]] = []
                 self.begun = time.perf_counter()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in logs:
-                self.losses.append(float(logs["loss"]))
+                self.steps.append((float(logs["loss"]), float(logs["grad_norm"])))
                 self.left -= 1
                 if not self.left:
-                    turns.answer(time.perf_counter() - self.begun, self.losses)
+                    turns.answer(time.perf_counter() - self.begun, self.steps)
 
     class InOrder(Trainer):
         def _get_train_sampler(self, *_: Any, **__: Any) -> Any:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+Step = Callable[[], tuple[float, float]]  # trains one step: its loss, and the gradient's norm
+
 
 class Turns:
     """Answers go where standard output went; whatever libraries print goes to standard error."""
@@ -19,8 +21,8 @@ class Turns:
         self.answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
 
-    def take(self, step: Callable[[], float]) -> None:
-        """Take turns until nobody asks for one; ``step`` trains one step and gives its loss."""
+    def take(self, step: Step) -> None:
+        """Take turns until nobody asks for one."""
         for num_steps in self.asked():
             self.answer(*timed(step, num_steps))
 
@@ -30,17 +32,19 @@ class Turns:
         for line in sys.stdin:
             yield int(line)
 
-    def answer(self, seconds: float, losses: list[float]) -> None:
-        self.say({"seconds": seconds, "losses": losses, "peak_gib": peak_gib()})
+    def answer(self, seconds: float, steps: list[tuple[float, float]]) -> None:
+        losses, norms = zip(*steps, strict=True)
+        said = {"seconds": seconds, "losses": losses, "gradient_norms": norms}
+        self.say(said | {"peak_gib": peak_gib()})
 
     def say(self, what: dict[str, Any]) -> None:
         print(json.dumps(what), file=self.answers)
 
 
-def timed(step: Callable[[], float], num_steps: int) -> tuple[float, list[float]]:
+def timed(step: Step, num_steps: int) -> tuple[float, list[tuple[float, float]]]:
     begun = time.perf_counter()
-    losses = [step() for _ in range(num_steps)]
-    return time.perf_counter() - begun, losses
+    steps = [step() for _ in range(num_steps)]
+    return time.perf_counter() - begun, steps
 
 
 def peak_gib() -> float:
