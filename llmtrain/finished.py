@@ -266,8 +266,10 @@ def open_weights(key: str, source: str, options: dict[str, Any]) -> "Model":
     """A whole model. Raises ConfigError where weights are missing: they would be random."""
     from transformers import AutoModelForCausalLM
 
+    from llmtrain import architecture
     from llmtrain.kernel import mixers
 
+    architecture.register()
     safe = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     opened: Any = attempt(
         key, source, lambda: AutoModelForCausalLM.from_pretrained(source, **safe, **options)

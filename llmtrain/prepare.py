@@ -73,6 +73,8 @@ def show(manifest: "Manifest") -> None:
         print(f"  {source.name}: {source.num_tokens:,} tokens, {source.share:.1%} of the training")
     if manifest.num_repeated:
         print(f"  left out: {manifest.num_repeated:,} documents that say what an earlier one says")
+    for lack, count in sorted(manifest.lacks.items()):
+        print(f"  left out: {count:,} documents, {lack}")
     if manifest.num_skipped:
         print(f"  left out: {manifest.num_skipped:,} that could not be read, first of all")
         print("\n".join(f"    {reason}" for reason in manifest.skipped))

@@ -39,6 +39,7 @@ LONGEST = (
     "test_distill.py",
     "test_sweep.py",
     "test_run.py",
+    "test_extending.py",
     "test_supervision.py",
     "test_divergence.py",
     "test_full_disk.py",

@@ -42,7 +42,7 @@ class Document:
     ``learned`` are the character ranges whose tokens have a loss; None: all of them, and the
     end-of-document token that is put behind the text. ``split`` names the side of a document whose
     source decides it. ``is_dialogue`` says that a chat template wrote it. ``place`` says where it
-    was read, if its id does not.
+    was read, if its id does not. ``lack`` says why it is left out, where it is.
     """
 
     id: str
@@ -51,6 +51,7 @@ class Document:
     split: str | None = None
     is_dialogue: bool = False
     place: str = ""
+    lack: str = ""
 
     @property
     def num_learned_bytes(self) -> int:

@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,10 @@ class Manifest:
 
     ``fingerprint`` covers sources, tokenizer and split rule, by which the folder is found. Each
     split's ``sha`` covers the tokens themselves, whatever path they were read from. ``skipped``
-    are the reasons of rows that were left out, the first few of ``num_skipped``;
-    ``num_repeated`` documents said what an earlier one says. ``sources`` are those of a mixture,
-    which ends at the first that has been read if ``ends_when_dry``.
+    are the reasons of rows that were left out, the first few of ``num_skipped``; ``lacks`` counts
+    documents by what the filter missed; ``num_repeated`` said what an earlier one says.
+    ``sources`` are those of a mixture, which ends at the first that has been read if
+    ``ends_when_dry``.
     """
 
     folder: Path
@@ -91,6 +92,7 @@ class Manifest:
     num_skipped: int = 0
     skipped: tuple[str, ...] = ()
     num_repeated: int = 0
+    lacks: dict[str, int] = field(default_factory=dict)
     sources: tuple[Source, ...] = ()
     ends_when_dry: bool = False
 
@@ -266,6 +268,7 @@ def assemble(
         num_skipped=sum(each.num_skipped for each in made),
         skipped=tuple(reason for each in made for reason in each.skipped)[:MOST_REASONS],
         num_repeated=sum(len(slice.left_out) for slice in slices),
+        lacks=dict(sum((Counter(each.lacks) for each in made), Counter())),
         sources=tuple(sources_of(job.corpus, slices, made)),
         ends_when_dry=job.corpus.ends_when_dry,
     )

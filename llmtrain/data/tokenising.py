@@ -3,8 +3,9 @@
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Tokenised:
-    """What became of a slice: a shard of each split that has documents, and what was skipped."""
+    """What became of a slice: a shard of each split that has documents, and what was left out.
+
+    ``lacks`` counts the documents that did not pass the filter, by what they lack.
+    """
 
     shards: dict[str, Shard]
     num_skipped: int
     skipped: tuple[str, ...]
     has_dialogues: bool
+    lacks: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenised":
@@ -117,7 +122,7 @@ class Tokenising:
         def fill(folder: Path) -> None:
             documents = self.corpus.read_slice(slice, self.vocabulary.folder, ignore)
             found = array("Q")
-            for document in documents:
+            for document in (each for each in documents if not each.lack):
                 found.extend(marks_of(document.text, how))
             marks_NM = np.frombuffer(found, dtype=np.uint64).reshape(-1, num_marks(how))
             np.save(folder / "marks.npy", marks_NM)
@@ -130,7 +135,8 @@ class Tokenising:
         writers = {name: ShardWriter(folder, name) for name in SPLITS}
         has_dialogues = False
         documents = self.corpus.read_slice(slice, self.vocabulary.folder, skipped.note)
-        kept = (each for number, each in enumerate(documents) if number not in slice.left_out)
+        sound = (each for each in documents if not skipped.lacking(each))
+        kept = (each for number, each in enumerate(sound) if number not in slice.left_out)
         for batch in batches(kept, BATCH_CHARACTERS):
             for document, (tokens, mask) in zip(batch, encode(batch), strict=True):
                 has_dialogues |= document.is_dialogue
@@ -141,7 +147,8 @@ class Tokenising:
             advance(sum(len(document.text.encode()) for document in batch))
         shards = {name: writer.close() for name, writer in writers.items()}
         found = {name: shard for name, shard in shards.items() if shard.num_documents}
-        Tokenised(found, skipped.count, tuple(skipped.first), has_dialogues).save(folder)
+        left_out = (skipped.count, tuple(skipped.first))
+        Tokenised(found, *left_out, has_dialogues, dict(skipped.lacks)).save(folder)
 
     def split_of(self, document: Document) -> str:
         is_held_out = self.holds_out is not None and self.holds_out(document.id)
@@ -224,12 +231,19 @@ class ShardWriter:
 
 
 class Skipped:
-    """Rows that are wrong: the first of them is raised, or all are counted where that is asked."""
+    """What is left out. Of rows that are wrong the first is raised, unless they are counted."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.is_asked = corpus.skips_bad
         self.count = 0
         self.first: list[str] = []
+        self.lacks: Counter[str] = Counter()
+
+    def lacking(self, document: Document) -> bool:
+        """Whether a document lacks what the filter asks for, which is counted."""
+        if document.lack:
+            self.lacks[document.lack] += 1
+        return bool(document.lack)
 
     def note(self, error: ConfigError) -> None:
         if not self.is_asked:

@@ -131,7 +131,8 @@ def training_texts(corpus: TextCorpus, holds_out: HoldsOut, folder: Path) -> Ite
     share = min(1.0, MOST_TRAINING_BYTES / max(1, corpus.num_bytes()))
     for slice in corpus.slices():
         left = share * slice.num_bytes if share < 1 else float("inf")
-        for document in corpus.read_slice(slice, folder, corpus.raise_unless_skipped):
+        found = corpus.read_slice(slice, folder, corpus.raise_unless_skipped)
+        for document in (each for each in found if not each.lack):
             if left <= 0:
                 break
             left -= len(document.text)

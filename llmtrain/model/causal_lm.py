@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmtrain import architecture as own
 from llmtrain.errors import ConfigError
 from llmtrain.folder import read_cached, write_cached
 from llmtrain.hub import go_offline_if_unreachable, is_offline
@@ -48,7 +49,9 @@ class Kernels(Enum):
 
 @dataclass
 class CausalLM(Part):
-    """``architecture`` is a ``model_type`` of transformers and ``config`` its keyword arguments.
+    """``architecture`` is a ``model_type`` and ``config`` are its configuration's keywords.
+
+    Its file lies in transformers or in ``llmtrain/architecture``.
 
     ``path`` takes configuration, weights and tokenizer from a Hugging Face folder or hub name
     instead; ``config`` then overrides single values. Where an ``architecture`` is given too, a plan
@@ -145,6 +148,7 @@ class CausalLM(Part):
         """The configuration of the architecture and numbers that are given here."""
         from transformers import AutoConfig
 
+        own.register()
         assert self.architecture is not None
         values = complete_config(self.architecture, self.config)
         try:
@@ -159,6 +163,7 @@ class CausalLM(Part):
         """The weights' own configuration: what is given here overrides it, or has to be in it."""
         from transformers import AutoConfig
 
+        own.register()
         if not self.is_here:
             go_offline_if_unreachable()
         trust = {"trust_remote_code": self.trust_remote_code}
@@ -242,6 +247,8 @@ class CausalLM(Part):
             self.path,
             importlib.metadata.version("transformers"),
         ]
+        if file := own.file_of(self.architecture or ""):
+            shape.append(file.read_text())
         stored = Path(self.source, "config.json")
         shape.append(stored.read_text() if self.is_here else "")
         return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[

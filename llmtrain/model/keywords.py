@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llmtrain import architecture as own
 from llmtrain.errors import ConfigError, nearest
 
 SIZES = re.compile(r"num_.*|.*_size|.*head_dim|.*expand|.*_kernel|mamba_[dn]_.*|n_.*")
@@ -109,7 +110,8 @@ def keywords(architecture: str) -> set[str]:
     """A configuration class's keywords, read from its source.
 
     Reading takes a millisecond; importing one class takes seconds, because it pulls in torch.
-    Raises ConfigError for an architecture that transformers does not have.
+    Raises ConfigError for an architecture that neither transformers nor ``llmtrain.architecture``
+    has.
     """
     shared = transformers_folder() / "configuration_utils.py"
     return class_keywords(config_source(architecture)) | class_keywords(shared)
@@ -117,6 +119,8 @@ def keywords(architecture: str) -> set[str]:
 
 def config_source(architecture: str) -> Path:
     """The file that holds an architecture's configuration class."""
+    if (file := own.file_of(architecture)) is not None:
+        return file
     models = transformers_folder() / "models"
     folder = architecture.replace("-", "_")
     path = models / folder / f"configuration_{folder}.py"
@@ -127,7 +131,9 @@ def config_source(architecture: str) -> Path:
             if (path / f"configuration_{path.name}.py").exists()
         ]
         reason = "is no architecture of transformers"
-        raise ConfigError("model.architecture", architecture, reason, nearest(architecture, known))
+        raise ConfigError(
+            "model.architecture", architecture, reason, nearest(architecture, known + own.names())
+        )
     return path
 
 

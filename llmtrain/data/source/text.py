@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from llmtrain.data.corpus import Document, OnBad, OnBadRow, Slice, TextCorpus, digest
+from llmtrain.data.filtering import Filter
 from llmtrain.data.ranges import READERS, Range, Reader, ranges_of
 from llmtrain.data.rows import (
     File,
@@ -30,12 +31,14 @@ class Text(TextCorpus):
 
     A .txt or .md file is one document, or several of about 64 KiB that end at line ends; each row
     of a .jsonl or .parquet file is one, its text taken from ``text_field``. What cannot be read is
-    refused or, where ``on_bad_row`` is ``skip``, counted and left out.
+    refused or, where ``on_bad_row`` is ``skip``, counted and left out. What does not pass
+    ``filter`` is counted and left out.
     """
 
     kind: str = "text"
     text_field: str = "text"
     on_bad_row: OnBadRow = OnBadRow.fail
+    filter: Filter = field(default_factory=Filter)
 
     readers: ClassVar[dict[str, Reader]] = READERS
 
@@ -63,13 +66,14 @@ class Text(TextCorpus):
 
     def documents(self) -> Iterator[Document]:
         for slice in self.slices():
-            yield from self.read(slice.content, self.raise_unless_skipped)
+            found = self.read(slice.content, self.raise_unless_skipped)
+            yield from (document for document in found if not document.lack)
 
     def slices(self) -> Iterator[Slice]:
         for group in grouped(self.ranges()):
             ranges = [item for item, _ in group]
             identities = (part for item in ranges for part in (*identity(item.file), *item.bounds))
-            how = (self.kind, self.text_field, self.on_bad_row.value)
+            how = (self.kind, self.text_field, self.on_bad_row.value, *self.filter.words)
             yield Slice((*how, *identities), sum(size for _, size in group), ranges)
 
     def ranges(self) -> Iterator[tuple[Range, int]]:
@@ -82,16 +86,20 @@ class Text(TextCorpus):
         return self.read(slice.content, on_bad)
 
     def read(self, ranges: Iterable[Range], on_bad: OnBad) -> Iterator[Document]:
-        """The documents of ranges, without the empty ones; equal texts have equal ids."""
+        """The documents of ranges, without the empty ones; equal texts have equal ids.
+
+        Those that do not pass the filter are among them, with what they lack.
+        """
         for item in ranges:
             for place, text in self.readers[format_of(item.file.path)](
                 item, self.text_field, on_bad
             ):
                 if text:
-                    yield Document(id_of(text), text, place=place)
+                    lack = self.filter.lack_of(text)
+                    yield Document(id_of(text), text, place=place, lack=lack)
 
     def fingerprint(self) -> str:
-        how = (self.text_field, self.on_bad_row.value)
+        how = (self.text_field, self.on_bad_row.value, *self.filter.words)
         return digest([*how, *map(identity, self.files())])
 
     def num_bytes(self) -> int:

@@ -1,0 +1,219 @@
+"""Every command of the README and the guides, run as it stands there, by a newcomer to a clone.
+
+    python -m benchmarks.documents [PAGE ...]
+
+A clone gets the files and the finished runs that the guides speak of. Then each line of a shell
+block that is ours is typed there, with three changes: `<run>` and its like become what was
+prepared, what trains takes two small steps, and what needs a GPU, a queue or a second machine, or
+would shut this one down, is rehearsed (`launcher=dry`, `launcher.submit=false`). A command ends
+well, or is refused in one line for what this machine lacks; a traceback never counts. Writes
+results/<date>-<machine>/documents.md, and exits 1 if any command failed.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from llmtrain.data.source.stdlib import sources
+from llmtrain.errors import DONE, REFUSED
+from llmtrain.folder import write_text
+from llmtrain.hardware import cpu_name
+from tests.test_docs import PAGES, commands, words_of
+
+HERE = Path(__file__).parent
+LONGEST_SECONDS = 400
+STEPS = ["train.max_steps=2", "train.global_batch=2", "train.seq_len=128", "train.eval_batches=1"]
+TINY = ["model=llama_tiny", "model.config.num_hidden_layers=2", "hardware=cpux1"]
+NAMES = ("llama_tiny", "mamba_tiny", "moe_tiny", "mamba2_tiny")  # that train here in seconds
+LARGE = (
+    "_1b",
+    "_7b",
+    "_50m",
+    "_350m",
+    "hardware=",
+    "on_finish.",
+    "model.path=Qwen",
+    "data=wikitext",
+)
+WATCHED_SECONDS = 8.0
+MIGRATED = {  # the guide's names, and examples of that kind
+    "qwen3_lora_sft.yaml": "factory_lora.yaml",
+    "lora-1b.yml": "axolotl_lora.yml",
+    "ds_z3_offload.json": "zero3_offload.json",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended, after so many seconds, and the last line that it said."""
+
+    page: str
+    typed: list[str]
+    code: int
+    seconds: float
+    said: str
+    has_traceback: bool
+
+    @property
+    def is_well(self) -> bool:
+        return self.code in (DONE, REFUSED) and not self.has_traceback
+
+
+def main() -> int:
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=usage)
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help="README.md, data.md, ...")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        clone = prepared(Path(scratch))
+        outcomes = list(typed(clone, options.pages))
+    text = page(outcomes)
+    write_text(options.out / f"{date.today()}-{platform.machine()}" / "documents.md", text)
+    print(text)
+    return DONE if all(outcome.is_well for outcome in outcomes) else 1
+
+
+def prepared(scratch: Path) -> Path:
+    """A clone with what the guides take for granted."""
+    clone = scratch / "llmtrain"
+    subprocess.run(["git", "clone", "-q", str(HERE.parent), str(clone)], check=True)
+    for folder in ("my_texts", "web"):
+        (clone / folder).mkdir()
+        for number, (_, source) in zip(range(40), sources(), strict=False):
+            (clone / folder / f"{number}.txt").write_bytes(source)
+    for guide, example in MIGRATED.items():
+        shutil.copy(HERE.parent / "tests" / "migrate" / "files" / example, clone / guide)
+    arguments = {"per_device_train_batch_size": 2, "learning_rate": 1e-4, "max_steps": 10}
+    arguments |= {"output_dir": "out", "gradient_accumulation_steps": 1, "optim": "adamw_torch"}
+    (clone / "training_args.json").write_text(json.dumps(arguments))
+    (clone / "prompts.jsonl").write_text('{"prompt": "def main("}\n')
+    rows = [{"question": "What is it?", "documents": ["It is a module."]}]
+    (clone / "raft.json").write_text(json.dumps(rows))
+    for words in (
+        ["data", "sample", "chat", "--out", "mine.jsonl"],
+        ["data", "sample", "raft", "--out", "raft_dataset.json"],
+        ["run", *TINY, *STEPS, "name=plain"],
+        ["run", "mode=distill", "data=stdlib_raft", *TINY, *STEPS[:2], "name=raft"],
+        ["run", "-m", *TINY, *STEPS, "optimizer.lr=1e-3,2e-3", "hydra.sweep.dir=outputs/swept"],
+    ):
+        ended = execute(clone, words)
+        print(f"prepared: {' '.join(words)} ({ended.seconds:.0f} s)", flush=True)
+        if ended.code != DONE:
+            sys.exit(ended.said)
+    return clone
+
+
+def typed(clone: Path, pages: list[str]) -> Iterator[Outcome]:
+    """Each command once, where it stands first."""
+    seen = set()
+    for document in PAGES:
+        if pages and document.name not in pages:
+            continue
+        for name, text in commands(document):
+            words = adapted(clone, [name, *words_of(marked(text))])
+            if tuple(words) in seen:
+                continue
+            seen.add(tuple(words))
+            outcome = execute(clone, words, document.name)
+            said = "well" if outcome.is_well else "BADLY"
+            line = f"{document.name}: {' '.join(words)}: {outcome.code}, {said}"
+            print(f"{line}, {outcome.seconds:.0f} s, {outcome.said}", flush=True)
+            yield outcome
+
+
+def marked(text: str) -> str:
+    """The line with `<run>` and its like by names that a shell would not read."""
+    for place in ("run", "sweep", "other"):
+        text = text.replace(f"<{place}>", f"@{place}@")
+    return text
+
+
+def adapted(clone: Path, words: list[str]) -> list[str]:
+    """The words with what was prepared in their places, and small enough for this machine."""
+    is_raft = "--question" in words or "raft.json" in words
+    run = next(clone.glob("outputs/raft*" if is_raft else "outputs/plain*"))
+    other = next(clone.glob("outputs/swept/*/config.yaml")).parent
+    places = {"@run@": run.name, "@sweep@": "swept", "outputs/@other@": str(other)}
+    for place, value in places.items():
+        words = [word.replace(place, value) for word in words]
+    words = [
+        str(clone / "elsewhere") if word in ("/data", "/data/skypile") else word for word in words
+    ]
+    if words[0] == "node":
+        alone = {"--num-nodes 2": "--num-nodes 1", "node1:": "localhost:"}
+        line = " ".join(words)
+        for told, here in alone.items():
+            line = line.replace(told, here)
+        return line.split()
+    if words[0] != "run":
+        return words
+    return [*words, *smaller(words)]
+
+
+def smaller(words: list[str]) -> list[str]:
+    """What makes a run that this machine can do in seconds, or rehearses it."""
+    if "launcher=slurm" in words:
+        return ["launcher.submit=false"]
+    if any(mark in word for word in words for mark in LARGE):
+        return ["launcher=dry"]
+    is_named = any(word.startswith(("model=", "sweep=", "mode=")) for word in words)
+    return [*STEPS, *([] if is_named else TINY)]
+
+
+def execute(clone: Path, words: list[str], document: str = "") -> Outcome:
+    """Run a command in the clone until it ends; one that watches until it is interrupted."""
+    begun = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"llmtrain.{words[0]}", *words[1:]],
+        cwd=clone,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(
+            timeout=WATCHED_SECONDS if "--watch" in words else LONGEST_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    seconds = time.perf_counter() - begun
+    code = DONE if "--watch" in words and process.returncode == 130 else process.returncode
+    lines = (err if code else out).strip().splitlines() or [""]
+    return Outcome(document, words, code, seconds, lines[-1].strip()[:200], "Traceback" in err)
+
+
+def page(outcomes: list[Outcome]) -> str:
+    """A row for each command."""
+    ran = sum(outcome.code == DONE for outcome in outcomes)
+    refused = sum(outcome.code == REFUSED for outcome in outcomes)
+    total = sum(outcome.seconds for outcome in outcomes) / 60
+    lines = [f"# The guides' commands: {cpu_name()}, {date.today()}", ""]
+    lines += ["`python -m benchmarks.documents`", ""]
+    lines += [
+        f"{len(outcomes)} commands in {total:.0f} min: {ran} ended well, {refused} were refused for"
+    ]
+    lines += ["what this machine lacks, the rest failed.", ""]
+    lines += ["| page | command | exit code | seconds | last line |", "|---|---|--:|--:|---|"]
+    for each in outcomes:
+        command = " ".join(each.typed).replace("|", "\\|")
+        said = "" if each.code == DONE else each.said.replace("|", "\\|")
+        lines.append(f"| {each.page} | `{command}` | {each.code} | {each.seconds:.0f} | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
