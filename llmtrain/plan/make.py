@@ -41,8 +41,10 @@ from llmtrain.plan.warn import (
     warn,
     warn_of_disk,
     warn_of_doubt,
+    warn_of_products,
     warn_of_rate,
 )
+from llmtrain.rates import rates_of
 from llmtrain.roofline import Cost, cost_of
 from llmtrain.throughput import flops_per_token
 from llmtrain.trace import Setting, Trace
@@ -98,6 +100,7 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
         *warn(plan),
         *warn_of_rate(config),
         *warn_of_precision(config.model, machine, precision),
+        *warn_of_products(machine, rates_of(machine, config.cache), precision),
         *warn_of_disk(plan, machine),
         *warn_of_doubt(doubt),
     )
