@@ -22,6 +22,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
     """Give a parser the command's words."""
     options.description, options.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     options.add_argument("--share", metavar="N/M", help="from 1/M to M/M")
+    options.add_argument("--verify", action="store_true", help="compare the hashes of all shards")
     options.add_argument("overrides", nargs="*", help="key=value, as of llmtrain.run")
     options.set_defaults(do=prepare)
 
@@ -36,7 +37,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     if arguments.share:
         prepare_one(config, arguments.share)
     else:
-        prepare_all(config)
+        prepare_all(config, arguments.verify)
 
 
 def prepare_one(config: "RunConfig", share: str) -> None:
@@ -55,10 +56,15 @@ def share_of(words: str) -> tuple[int, int]:
     return number, count
 
 
-def prepare_all(config: "RunConfig") -> None:
-    from llmtrain.data.shards import prepare
+def prepare_all(config: "RunConfig", verifies: bool) -> None:
+    from llmtrain.data.shards import prepare, verify
 
-    show(prepare(config.data, config.cache, config.tokenizer_path))
+    manifest = prepare(config.data, config.cache, config.tokenizer_path)
+    if verifies:
+        verify(manifest)
+    show(manifest)
+    if verifies:
+        print("  every shard holds what was written into it")
 
 
 def show(manifest: "Manifest") -> None:

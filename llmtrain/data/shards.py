@@ -26,6 +26,7 @@ from llmtrain.errors import ConfigError
 SHARDS = "shards"  # in the cache: what several corpora may have in common
 FORMAT = 5  # raise it when the files change, so that older caches are not taken for new ones
 MOST_XZ_BYTES = 32 * 2**20  # xz needs a second for each MiB
+VERIFIED_BYTES = 2**28  # of tokens, whose hashes are compared at each start: a quarter of a second
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def prepare(
     ``tokenizer_path`` (a pretrained model's) goes before ``corpus.tokenizer.path``. A bar is shown
     on stderr if ``progress`` and it is a terminal. ConfigError for data that cannot be read and
     for a split without documents. Processes that prepare the same corpus at once do it once; one
-    that is killed loses the slices that it was at.
+    that is killed loses the slices that it was at. Up to ``VERIFIED_BYTES`` the hashes of all
+    shards are compared.
     """
     corpus.check()
     cache_root = cache_root.expanduser().absolute()
@@ -151,7 +153,29 @@ def prepare(
             found = tokenise_all(job, slices, corpus.num_workers, advance)
         assemble(job, slices, found, fingerprint, folder).save()
 
-    return Manifest.load(make_once(folder_of(cache_root, fingerprint), is_whole, make))
+    manifest = Manifest.load(make_once(folder_of(cache_root, fingerprint), is_whole, make))
+    if num_token_bytes(manifest) <= VERIFIED_BYTES:
+        verify(manifest)
+    return manifest
+
+
+def num_token_bytes(manifest: Manifest) -> int:
+    width = np.dtype(manifest.dtype).itemsize
+    return sum(split.num_tokens * width for split in manifest.splits.values())
+
+
+def verify(manifest: Manifest) -> None:
+    """Raise ConfigError for the first shard that does not hold what was written into it."""
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            if tokenising.sha_of(manifest.folder, shard, manifest.dtype) != shard.sha:
+                damaged = (manifest.folder / shard.path).resolve().parent
+                raise ConfigError(
+                    "cache_root",
+                    damaged,
+                    "does not hold the tokens that were written there: their hash is another",
+                    "remove that folder and give the same command again, which makes it again",
+                )
 
 
 def prepare_share(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from llmtrain.errors import ConfigError
 
 FORMAT = 2  # raise it when the files change, so that older shards are not taken for new ones
 BATCH_CHARACTERS = 2**20  # encoded at once: the library keeps some 100 bytes for each token
+TOKENS_AT_ONCE = 2**23  # that are hashed, so that memory stays small
 MOST_REASONS = 10  # of skipped rows are kept; the rest are counted
 SPLITS = ("train", "held_out")
 TEXT = "held_out.txt"
@@ -177,6 +179,21 @@ def has_size(folder: Path, shard: Shard) -> bool:
     num_bytes = path.stat().st_size
     is_masked = not mask.is_file() or mask.stat().st_size == shard.num_tokens
     return is_masked and num_bytes in (2 * shard.num_tokens, 4 * shard.num_tokens)
+
+
+def sha_of(folder: Path, shard: Shard, dtype: str) -> str:
+    """The hash of what a shard's files hold now: each document's tokens, and then its mask."""
+    path, sha = folder / shard.path, hashlib.sha256()
+    tokens = np.memmap(path, dtype, "r")
+    if not mask_of(path).is_file():
+        for start in range(0, len(tokens), TOKENS_AT_ONCE):
+            sha.update(tokens[start : start + TOKENS_AT_ONCE].data)
+        return sha.hexdigest()
+    mask = np.memmap(mask_of(path), np.uint8, "r")
+    for start, stop in pairwise([*np.load(index_of(path)).tolist(), len(tokens)]):
+        sha.update(tokens[start:stop].data)
+        sha.update(mask[start:stop].data)
+    return sha.hexdigest()
 
 
 def index_of(shard: Path) -> Path:

@@ -9,8 +9,9 @@ import pytest
 
 from llmtrain.data.corpus import Tokenizer
 from llmtrain.data.examples import ExampleRecipe, OnBadRow
-from llmtrain.data.shards import Manifest, prepare
+from llmtrain.data.shards import Manifest, prepare, verify
 from llmtrain.data.source.chat import Chat
+from llmtrain.data.tokenising import mask_of
 from llmtrain.data.tokenizer import load
 from llmtrain.errors import ConfigError
 from llmtrain.plan import make_plan
@@ -175,3 +176,12 @@ def test_a_run_on_such_rows_ends_with_one_line_before_its_folder_is_made(
     assert said.count("\n") == 1, said
     assert reason in said
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_mask_that_was_damaged_is_refused(tmp_path: Path, corpus: Corpus) -> None:
+    manifest = prepare(corpus([row(number) for number in range(20)]), tmp_path / "cache")
+    verify(manifest)
+    mask = mask_of(manifest.folder / manifest.train.shards[0].path)
+    mask.write_bytes(bytes(1 - value for value in mask.read_bytes()))
+    with pytest.raises(ConfigError, match="does not hold the tokens"):
+        verify(manifest)

@@ -1,13 +1,14 @@
 import hashlib
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from llmtrain.data import shards
+from llmtrain.data import shards, tokenising
 from llmtrain.data.shards import Manifest, find_manifest, prepare
 from llmtrain.data.source.text import id_of
 from llmtrain.data.split import hash_of, hold_out
@@ -60,6 +61,33 @@ def test_preparing_again_does_no_work(texts, corpus_of, tmp_path, monkeypatch):
     assert Manifest.load(manifest.folder) == manifest
 
 
+def test_a_shard_that_was_damaged_is_refused_with_what_to_do(texts, corpus_of, tmp_path):
+    manifest = prepare(corpus_of(), tmp_path / "cache")
+    file = manifest.folder / manifest.train.shards[0].path
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match="is another; remove that folder") as refused:
+        prepare(corpus_of(), tmp_path / "cache")
+    assert str(file.resolve().parent) in str(refused.value)
+    shutil.rmtree(file.parent)
+    assert content_of(prepare(corpus_of(), tmp_path / "cache")) == content_of(manifest)
+
+
+def test_hashes_of_more_than_is_read_at_a_start_are_compared_when_asked(
+    texts, corpus_of, tmp_path, monkeypatch
+):
+    manifest = prepare(corpus_of(), tmp_path / "cache")
+    monkeypatch.setattr(shards, "VERIFIED_BYTES", 10)
+    monkeypatch.setattr(tokenising, "TOKENS_AT_ONCE", 7)
+    shards.verify(manifest)
+    file = manifest.folder / manifest.held_out.shards[0].path
+    file.write_bytes(file.read_bytes()[::-1])
+    prepare(corpus_of(), tmp_path / "cache")
+    with pytest.raises(ConfigError, match="is another"):
+        shards.verify(manifest)
+
+
 def test_a_cache_may_move(texts, corpus_of, tmp_path):
     prepare(corpus_of(), tmp_path / "cache")
     (tmp_path / "cache").rename(tmp_path / "moved")
@@ -103,7 +131,7 @@ def test_what_a_killed_process_left_is_cleared(texts, corpus_of, tmp_path):
 def test_two_processes_at_once_do_the_work_once(texts, tmp_path):
     program = f"""
 from pathlib import Path
-from llmtrain.data import shards
+from llmtrain.data import shards, tokenising
 from llmtrain.data.corpus import Tokenizer
 from llmtrain.data.source.text import Text
 work = shards.tokenise_all
