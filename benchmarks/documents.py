@@ -5,14 +5,18 @@
 A clone gets the files and the finished runs that the guides speak of. Then each line of a shell
 block that is ours is typed there, with three changes: `<run>` and its like become what was
 prepared, what trains takes two small steps, and what needs a GPU, a queue or a second machine, or
-would shut this one down, is rehearsed (`launcher=dry`, `launcher.submit=false`). A command ends
-well, or is refused in one line for what this machine lacks; a traceback never counts. Writes
-results/<date>-<machine>/documents.md, and exits 1 if any command failed.
+would shut this one down, is rehearsed (`launcher=dry`, `launcher.submit=false`). Nothing is fetched
+or sent: the hub and trackers are offline. A command ends well, or is refused in one line for what
+this machine lacks; a traceback never counts. Writes results/<date>-<machine>/documents.md, and
+exits 1 if any command failed.
 """
 
 import argparse
 import json
+import os
 import platform
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,13 +32,22 @@ from llmtrain.data.source.stdlib import sources
 from llmtrain.errors import DONE, REFUSED
 from llmtrain.folder import write_text
 from llmtrain.hardware import cpu_name
-from tests.test_docs import PAGES, commands, words_of
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
+PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+COMMAND = re.compile(r"(?:python -m llmtrain[.]|llmtrain )([a-z]+) ?(.*)", re.DOTALL)
+PLACES = {
+    "<run>": "some-0123abcd",
+    "<sweep>": "some_sweep",
+    "<step>": "10",
+    "<name>": "none",
+    "...": "somewhere",
+}
 LONGEST_SECONDS = 400
 STEPS = ["train.max_steps=2", "train.global_batch=2", "train.seq_len=128", "train.eval_batches=1"]
 TINY = ["model=llama_tiny", "model.config.num_hidden_layers=2", "hardware=cpux1"]
-NAMES = ("llama_tiny", "mamba_tiny", "moe_tiny", "mamba2_tiny")  # that train here in seconds
 LARGE = (
     "_1b",
     "_7b",
@@ -46,6 +59,7 @@ LARGE = (
     "data=wikitext",
 )
 WATCHED_SECONDS = 8.0
+MISTYPED = ("usage:", "is no key", "is no choice", "does not exist")  # no lack of a machine
 MIGRATED = {  # the guide's names, and examples of that kind
     "qwen3_lora_sft.yaml": "factory_lora.yaml",
     "lora-1b.yml": "axolotl_lora.yml",
@@ -66,7 +80,8 @@ class Outcome:
 
     @property
     def is_well(self) -> bool:
-        return self.code in (DONE, REFUSED) and not self.has_traceback
+        is_mistyped = self.code == REFUSED and any(words in self.said for words in MISTYPED)
+        return self.code in (DONE, REFUSED) and not self.has_traceback and not is_mistyped
 
 
 def main() -> int:
@@ -84,16 +99,31 @@ def main() -> int:
     return DONE if all(outcome.is_well for outcome in outcomes) else 1
 
 
+def commands(page: Path) -> Iterator[tuple[str, str]]:
+    """The command and the words of each line of a page's shell blocks that begins with ours."""
+    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            if found := COMMAND.match(line.strip()):
+                yield found[1], found[2]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a shell line, without its comment and with something in each place."""
+    for place, value in PLACES.items():
+        text = text.replace(place, value)
+    return shlex.split(re.sub(r"<[^>]*>", "something", text), comments=True)
+
+
 def prepared(scratch: Path) -> Path:
     """A clone with what the guides take for granted."""
     clone = scratch / "llmtrain"
-    subprocess.run(["git", "clone", "-q", str(HERE.parent), str(clone)], check=True)
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
     for folder in ("my_texts", "web"):
         (clone / folder).mkdir()
         for number, (_, source) in zip(range(40), sources(), strict=False):
             (clone / folder / f"{number}.txt").write_bytes(source)
     for guide, example in MIGRATED.items():
-        shutil.copy(HERE.parent / "tests" / "migrate" / "files" / example, clone / guide)
+        shutil.copy(ROOT / "tests" / "migrate" / "files" / example, clone / guide)
     arguments = {"per_device_train_batch_size": 2, "learning_rate": 1e-4, "max_steps": 10}
     arguments |= {"output_dir": "out", "gradient_accumulation_steps": 1, "optim": "adamw_torch"}
     (clone / "training_args.json").write_text(json.dumps(arguments))
@@ -177,11 +207,11 @@ def execute(clone: Path, words: list[str], document: str = "") -> Outcome:
     process = subprocess.Popen(
         [sys.executable, "-m", f"llmtrain.{words[0]}", *words[1:]],
         cwd=clone,
+        env=os.environ | offline(clone.parent),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
     try:
         out, err = process.communicate(
@@ -189,11 +219,19 @@ def execute(clone: Path, words: list[str], document: str = "") -> Outcome:
         )
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
+    finally:
+        process.kill()
     seconds = time.perf_counter() - begun
     code = DONE if "--watch" in words and process.returncode == 130 else process.returncode
     lines = (err if code else out).strip().splitlines() or [""]
     return Outcome(document, words, code, seconds, lines[-1].strip()[:200], "Traceback" in err)
+
+
+def offline(scratch: Path) -> dict[str, str]:
+    """Caches of their own, and neither a hub nor a tracker's server."""
+    told = {"HF_HOME": str(scratch / "hub"), "LLMTRAIN_CACHE": str(scratch / "cache")}
+    return told | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
 def page(outcomes: list[Outcome]) -> str:

@@ -33,11 +33,21 @@ PACKAGES = (
 )
 
 
-def readme(name: str, folder: Path, trained: str, opening: str) -> str:
-    """What a model's folder says of itself: how it was trained, and the lines that open it."""
+def readme(name: str, folder: Path, trained: str, opening: str, has_code: bool = False) -> str:
+    """What a model's folder says of itself: how it was trained, and the lines that open it.
+
+    ``has_code`` says that the model's class is in the folder, and not in transformers.
+    """
     lines = [*opening.format(folder=folder).splitlines(), TOKENIZER.format(folder=folder)]
     code = "\n".join(f"    {line}" for line in lines)
-    return f"# {name}\n\nTrained by llmtrain: {trained}.\n\n{code}\n"
+    text = f"# {name}\n\nTrained by llmtrain: {trained}.\n\n{code}\n"
+    return with_code(text, folder) if has_code else text
+
+
+def with_code(text: str, folder: Path) -> str:
+    """A text whose lines open a model from a folder that has its class, too."""
+    opening = f'LM.from_pretrained("{folder}"'
+    return text.replace(opening, f"{opening}, trust_remote_code=True")
 
 
 def save_model(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from llmtrain.artefacts import with_code
 from llmtrain.errors import ConfigError
 from llmtrain.finished import (
     Finished,
@@ -198,7 +199,9 @@ def save(
         figures = compared(dtype, before, after, trained)
         write_json(folder / "export.json", {"source": str(source), "dtype": dtype, **figures})
         said = "\n".join(sentences(figures))
-        write_text(folder / "README.md", README.format(source=source, folder=out, figures=said))
+        has_code = finished.model._auto_class is not None
+        text = README.format(source=source, folder=out, figures=said)
+        write_text(folder / "README.md", with_code(text, out) if has_code else text)
         print(said, file=sys.stderr)
 
     put(out, fill)

@@ -269,7 +269,9 @@ def open_weights(key: str, source: str, options: dict[str, Any]) -> "Model":
     from llmtrain import architecture
     from llmtrain.kernel import mixers
 
-    architecture.register()
+    config = attempt(key, source, lambda: stored_file(source, "config.json"))
+    saved = json.loads(Path(config).read_text(encoding="utf-8")) if config else {}
+    architecture.register(saved.get("model_type"))
     safe = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     opened: Any = attempt(
         key, source, lambda: AutoModelForCausalLM.from_pretrained(source, **safe, **options)

@@ -98,6 +98,10 @@ class Job:
                 saved.weights_fingerprint,
                 self.plan.weights_fingerprint,
             ),
+            f"code than that of architecture {self.config.model.model_type}": (
+                saved.code_fingerprint,
+                self.plan.code_fingerprint,
+            ),
             f"teacher's weights than teacher.path={self.plan.teacher}": (
                 saved.teacher_fingerprint,
                 self.plan.teacher_fingerprint,

@@ -86,6 +86,7 @@ def save_folder(run: Run, path: Path, loss: float) -> None:
         f"{run.step} steps, {run.step * run.plan.tokens_per_step:,} tokens, "
         f"held-out loss {loss:.4f}",
         opening=run.config.adapter.opening,
+        has_code=run.plan.code_fingerprint is not None,
     )
     save_model(path, run.engine, run.manifest, text, run.ranks.is_first)
 

@@ -2,36 +2,16 @@
 
 import importlib
 import re
-import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.documents import PAGES, commands, smaller, words_of
 from llmtrain.compose import composed
 from llmtrain.compose.points import grid_points, space_of
 from llmtrain.errors import ConfigError
-from tests.conftest import ROOT
 
-PAGES = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
-BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
-COMMAND = re.compile(r"(?:python -m llmtrain[.]|llmtrain )([a-z]+) ?(.*)", re.DOTALL)
-PLACES = {
-    "<run>": "some-0123abcd",
-    "<sweep>": "some_sweep",
-    "<step>": "10",
-    "<name>": "none",
-    "...": "somewhere",
-}
 COMPOSED = ("run", "plan")
-
-
-def commands(page: Path) -> Iterator[tuple[str, str]]:
-    """The command and the words of each line of a page's shell blocks that begins with ours."""
-    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
-        for line in block.replace("\\\n", " ").splitlines():
-            if found := COMMAND.match(line.strip()):
-                yield found[1], found[2]
 
 
 ALL = [
@@ -41,17 +21,13 @@ ALL = [
 ]
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a shell line, without its comment and with something in each place."""
-    for place, value in PLACES.items():
-        text = text.replace(place, value)
-    return shlex.split(re.sub(r"<[^>]*>", "something", text), comments=True)
-
-
 @pytest.mark.parametrize(("page", "name", "text"), ALL)
 def test_a_command_of_the_documentation_can_be_typed(page: Path, name: str, text: str) -> None:
     words = words_of(text)
-    if name not in COMPOSED:
+    if name == "data" and words[0] == "prepare":
+        parse(name, words)
+        composed([word for word in words[1:] if "=" in word])
+    elif name not in COMPOSED:
         parse(name, words)
     elif "-m" not in words:
         composed([word for word in words if not word.startswith("--")])
@@ -87,3 +63,10 @@ def test_every_link_of_the_documentation_leads_somewhere() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_no_command_that_would_shut_a_machine_down_is_more_than_rehearsed() -> None:
+    risky = [words_of(text) for page in PAGES for _, text in commands(page) if "on_finish." in text]
+    assert len(risky) > 3
+    for words in risky:
+        assert smaller(words) == ["launcher=dry"]

@@ -21,6 +21,7 @@ SMALL = [
     *("model.config.hidden_size=64", "model.config.num_hidden_layers=2", "train.seq_len=64"),
     *("train.global_batch=4", "train.log_every=1", "train.eval_batches=1", "hardware=cpux1"),
 ]
+FIELDS = "class Sizes:\n    vocab_size: int\n    hidden_size: int\n    num_hidden_layers: int\n"
 
 
 class Copy:
@@ -37,8 +38,8 @@ class Copy:
             assert not (self.folder / name).exists(), f"{name} is there already"
             (self.folder / name).write_text(content, encoding="utf-8")
 
-    def python(self, *words: str) -> str:
-        """What a command of ours prints, from this copy; it has to end well."""
+    def python(self, *words: str, code: int = 0) -> str:
+        """What a command of ours prints, from this copy; a refusal's line if it has to fail."""
         ended = subprocess.run(
             [sys.executable, *words],
             capture_output=True,
@@ -48,11 +49,11 @@ class Copy:
             cwd=self.command.folder,
             env=self.command.environment | {"PYTHONPATH": str(self.folder)},
         )
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
+        assert ended.returncode == code, ended.stderr
+        return ended.stderr if code else ended.stdout
 
-    def run(self, *words: str, module: str = "run") -> str:
-        return self.python(*self.command.words(module, *words)[1:])
+    def run(self, *words: str, module: str = "run", code: int = 0) -> str:
+        return self.python(*self.command.words(module, *words)[1:], code=code)
 
 
 @pytest.fixture
@@ -85,15 +86,14 @@ def test_an_architecture_of_ones_own_is_planned_trained_written_with_and_opened_
 
     elsewhere = copy.command.folder / "elsewhere"
     shutil.copytree(folder.final, elsewhere)
-    opened = (
-        "import sys, torch\n"
-        "from transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+    told = (elsewhere / "README.md").read_text().replace(str(folder.final), str(elsewhere))
+    opened = "import torch\n" + "".join(re.findall(r"^    (.*\n)", told, re.MULTILINE))
+    opened += (
         "print(type(model).__name__, model(torch.zeros(1, 3, dtype=torch.long)).logits.shape)\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     printed = subprocess.run(
-        [sys.executable, "-c", opened, str(elsewhere)],
+        [sys.executable, "-c", opened],
         capture_output=True,
         text=True,
         check=True,
@@ -107,6 +107,35 @@ def test_an_architecture_of_ones_own_is_planned_trained_written_with_and_opened_
     (on,) = set(copy.command.runs()) - {folder.path}
     first = next(record["loss"] for record in learned_records(on) if "loss" in record)
     assert first < losses[0] - 0.3
+
+    file = copy.folder / "llmtrain" / "architecture" / "mingru.py"
+    file.write_text(file.read_text().replace("+ 0.5", "+ 0.25"))
+    assert "other code than that of architecture mingru" in copy.run(*own, code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("broken", "class Config(:\n", "is no Python in line 1"),
+        (
+            "lacking",
+            f"import nothing_of_this_name\n{FIELDS}",
+            "cannot be imported (ModuleNotFoundError",
+        ),
+        ("empty", FIELDS, 'lacks a PreTrainedConfig with model_type = "empty"'),
+        ("llama", "", "has the name of one of transformers"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_refused_in_a_line_and_hurts_no_other(
+    copy: Copy, name: str, content: str, said: str
+) -> None:
+    (copy.folder / "llmtrain" / "architecture" / f"{name}.py").write_text(content)
+    (copy.folder / "llmtrain" / "architecture" / "_helper.py").write_text("raise ValueError\n")
+    line = copy.run("model=mingru_tiny", f"model.architecture={name}", module="plan", code=2)
+    assert said in line
+    assert line.startswith("model.") and line.count("\n") == 1
+    if name != "llama":
+        copy.run("model=llama_tiny", "hardware=cpux1", module="plan")
 
 
 def test_a_data_format_an_optimizer_a_mode_and_a_model_of_ones_own_train(copy: Copy) -> None:

@@ -115,6 +115,11 @@ class Corpus(Part, ABC):
         """Whether a row that is wrong is left out and counted."""
         return False
 
+    @property
+    def filters(self) -> bool:
+        """Whether documents are left out for what they are like."""
+        return False
+
     def raise_unless_skipped(self, error: ConfigError) -> None:
         """What is done with a bad row where nobody counts them."""
         if not self.skips_bad:

@@ -2,8 +2,12 @@
 
 from collections import Counter
 from dataclasses import astuple, dataclass
+from unicodedata import category
 
+from llmtrain.errors import ConfigError
 from llmtrain.schema import learned
+
+RULES = 1  # raise it when a measure changes, so that older shards are not taken for new ones
 
 
 @dataclass
@@ -11,8 +15,9 @@ class Filter:
     """What a document has to be like; null asks for nothing.
 
     ``min_characters`` and ``max_characters`` are its length. ``min_letters`` is the share of its
-    characters, white space left out, that are letters of any script. ``max_repeated`` is the share
-    in lines that it has said before (Rae et al. 2021, table A1, where it is 0.2).
+    characters, white space left out, that are letters or vowel signs of any script.
+    ``max_repeated`` is the share in lines that it has said before (Rae et al. 2021, table A1, where
+    it is 0.2).
     """
 
     min_characters: int | None = learned(None, low=1)
@@ -24,7 +29,14 @@ class Filter:
     def words(self) -> tuple[object, ...]:
         """What tells it from other filters: nothing where it asks for nothing."""
         asked = astuple(self)
-        return asked if any(value is not None for value in asked) else ()
+        return (RULES, *asked) if any(value is not None for value in asked) else ()
+
+    def check(self, key: str) -> None:
+        """Raise ConfigError for bounds that nothing can keep to."""
+        least, most = self.min_characters, self.max_characters
+        if least is not None and most is not None and least > most:
+            reason, remedy = f"is above max_characters={most}", "exchange them"
+            raise ConfigError(f"{key}.min_characters", least, reason, remedy)
 
     def lack_of(self, text: str) -> str:
         """What a text lacks, or nothing."""
@@ -42,7 +54,7 @@ class Filter:
 def letters(text: str) -> float:
     """The share of letters among the characters that are no white space."""
     marks = Counter("".join(text.split()))
-    of_letters = sum(count for mark, count in marks.items() if mark.isalpha())
+    of_letters = sum(count for mark, count in marks.items() if category(mark)[0] in "LM")
     return of_letters / max(marks.total(), 1)
 
 

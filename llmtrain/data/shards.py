@@ -311,8 +311,16 @@ def sources_of(corpus: Corpus, slices: list[Slice], made: list[Tokenised]) -> It
     tokens: Counter[str] = Counter()
     for slice, each in zip(slices, made, strict=True):
         tokens[slice.source] += each.shards["train"].num_tokens if "train" in each.shards else 0
+    check_sources(tokens)
     for name, share in corpus.shares(tokens).items():
         yield Source(name, tokens[name], share)
+
+
+def check_sources(tokens: Counter[str]) -> None:
+    """Raise ConfigError for a source of a mixture that has nothing to train on."""
+    for name in (name for name, count in tokens.items() if name and not count):
+        key, remedy = f"data.sources.{name}", "ask less of it, or leave it out"
+        raise ConfigError(key, name, "holds no document to train on", remedy)
 
 
 def xz_bits_per_byte(slices: list[Path]) -> float | None:

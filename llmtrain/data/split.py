@@ -63,6 +63,8 @@ def hold_out(corpus: Corpus) -> HoldOut:
 
 def too_few(corpus: Corpus) -> ConfigError:
     what, remedy = "documents", "add some (a text file above 64 KiB counts as several)"
+    if corpus.filters:
+        what, remedy = "documents that pass data.filter", "ask less of them, or add some"
     if corpus.has_masks:
         what, remedy = "rows", "add some, or give others to hold out: data.validation_path"
     reason = f"holds fewer than two different {what}, and one must be held out"

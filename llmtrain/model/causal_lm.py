@@ -148,7 +148,7 @@ class CausalLM(Part):
         """The configuration of the architecture and numbers that are given here."""
         from transformers import AutoConfig
 
-        own.register()
+        own.register(self.architecture)
         assert self.architecture is not None
         values = complete_config(self.architecture, self.config)
         try:
@@ -163,7 +163,7 @@ class CausalLM(Part):
         """The weights' own configuration: what is given here overrides it, or has to be in it."""
         from transformers import AutoConfig
 
-        own.register()
+        own.register(self.model_type)
         if not self.is_here:
             go_offline_if_unreachable()
         trust = {"trust_remote_code": self.trust_remote_code}
@@ -234,6 +234,16 @@ class CausalLM(Part):
                 remedy = "give a folder; a preset such as model=qwen2_5_7b is planned without it"
             raise ConfigError("model.path", self.path, reason, remedy) from None
 
+    @property
+    def model_type(self) -> str | None:
+        """transformers' name of the architecture, as far as this machine knows it."""
+        return self.architecture or self.stored.get("model_type")
+
+    def code_fingerprint(self) -> str | None:
+        """A hash of the file of an architecture of ours; None for those of transformers."""
+        file = own.file_of(self.model_type)
+        return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
     def weights_fingerprint(self) -> str | None:
         """What tells stored weights from others; None for a model that starts afresh."""
         return digest_of_weights(Path(self.source)) if self.is_here else self.path
@@ -247,8 +257,8 @@ class CausalLM(Part):
             self.path,
             importlib.metadata.version("transformers"),
         ]
-        if file := own.file_of(self.architecture or ""):
-            shape.append(file.read_text())
+        if code := self.code_fingerprint():
+            shape.append(code)
         stored = Path(self.source, "config.json")
         shape.append(stored.read_text() if self.is_here else "")
         return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()[

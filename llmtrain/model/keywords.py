@@ -120,6 +120,7 @@ def keywords(architecture: str) -> set[str]:
 def config_source(architecture: str) -> Path:
     """The file that holds an architecture's configuration class."""
     if (file := own.file_of(architecture)) is not None:
+        own.check(architecture)
         return file
     models = transformers_folder() / "models"
     folder = architecture.replace("-", "_")

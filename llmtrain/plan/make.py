@@ -240,6 +240,7 @@ def of_model(config: RunConfig, facts: Facts, teacher: Facts | None) -> dict[str
         "vocab_size": facts.vocab_size,
         "max_seq_len": facts.max_seq_len,
         "weights_fingerprint": config.model.weights_fingerprint(),
+        "code_fingerprint": config.model.code_fingerprint(),
         "adapter": config.adapter.kind,
         "num_trainable_parameters": config.adapter.num_trainable(facts),
         "teacher": config.teacher.name if config.teacher else None,

@@ -18,6 +18,7 @@ class Plan:
     start. ``asked`` is a hash of the config that it was made from. ``step_seconds`` and what
     follows from it are null where nothing is known of the machine's rates. ``alternatives`` are the
     other ways to spread the run, the best first, each with why it was refused, if it was.
+    ``code_fingerprint`` is of an architecture of ours.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Plan:
     alternatives: tuple[dict[str, Any], ...]
     warnings: tuple[str, ...]
     reasons: dict[str, str]
+    code_fingerprint: str | None = None
 
     @property
     def dtype_name(self) -> str:

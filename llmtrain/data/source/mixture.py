@@ -118,6 +118,10 @@ class Mixture(TextCorpus):
     def skips_bad(self) -> bool:
         return any(source.skips_bad for source in self.sources.values())
 
+    @property
+    def filters(self) -> bool:
+        return any(source.filters for source in self.sources.values())
+
     def writing(self) -> list[str]:
         shares = [f"{name}={weight!r}" for name, weight in sorted(self.weights.items())]
         return [*super().writing(), *shares, repr(self.temperature), self.when_dry.value]

@@ -44,6 +44,7 @@ class Text(TextCorpus):
 
     def check(self) -> None:
         super().check()
+        self.filter.check("data.filter")
         files = self.files()
         check_readable(files)
         for file in first_of_each_format(files):
@@ -59,6 +60,10 @@ class Text(TextCorpus):
                 raise error
 
         return note
+
+    @property
+    def filters(self) -> bool:
+        return bool(self.filter.words)
 
     @property
     def skips_bad(self) -> bool:
