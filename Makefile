@@ -9,7 +9,7 @@ SLURM := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 # Each is optional: what cannot be built here is left out, and said.
 CUDA_PACKAGES := bitsandbytes causal-conv1d mamba-ssm flash-attn
 
-.PHONY: run plan doctor test test-slurm slurm bench install-cuda lint types imports clean
+.PHONY: run plan doctor test test-slurm slurm chromium bench install-cuda lint types imports clean
 
 run: $(VENV)/installed
 	$(PY) -m llmtrain.run $(ARGS)
@@ -44,6 +44,10 @@ install-cuda: $(VENV)/installed
 slurm:
 	@command -v sbatch > /dev/null || apt-get install -y --no-install-recommends $(SLURM) \
 	    || (apt-get update && apt-get install -y --no-install-recommends $(SLURM))
+
+chromium:
+	@command -v chromium > /dev/null || apt-get install -y --no-install-recommends chromium \
+	    || (apt-get update && apt-get install -y --no-install-recommends chromium)
 
 lint: $(VENV)/installed-test
 	$(PY) -m ruff check .

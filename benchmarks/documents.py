@@ -130,18 +130,23 @@ def prepared(scratch: Path) -> Path:
     (clone / "prompts.jsonl").write_text('{"prompt": "def main("}\n')
     rows = [{"question": "What is it?", "documents": ["It is a module."]}]
     (clone / "raft.json").write_text(json.dumps(rows))
-    for words in (
-        ["data", "sample", "chat", "--out", "mine.jsonl"],
-        ["data", "sample", "raft", "--out", "raft_dataset.json"],
-        ["run", *TINY, *STEPS, "name=plain"],
-        ["run", "mode=distill", "data=stdlib_raft", *TINY, *STEPS[:2], "name=raft"],
-        ["run", "-m", *TINY, *STEPS, "optimizer.lr=1e-3,2e-3", "hydra.sweep.dir=outputs/swept"],
-    ):
-        ended = execute(clone, words)
-        print(f"prepared: {' '.join(words)} ({ended.seconds:.0f} s)", flush=True)
-        if ended.code != DONE:
-            sys.exit(ended.said)
+    perform(clone, ["data", "sample", "messages", "--out", "mine.jsonl"])
+    perform(clone, ["data", "sample", "raft", "--out", "raft_dataset.json"])
+    perform(clone, ["run", *TINY, *STEPS, "name=plain"])
+    learned = ["model=pretrained", f"model.path={next(clone.glob('outputs/plain*'))}/final"]
+    learned += [*STEPS[:2], "hardware=cpux1"]
+    perform(clone, ["run", "mode=distill", "data=stdlib_raft", *learned, "name=raft"])
+    swept = ["optimizer.lr=1e-3,2e-3", "sweep.name=swept"]
+    perform(clone, ["run", "-m", *TINY, *STEPS, *swept])
     return clone
+
+
+def perform(clone: Path, words: list[str]) -> None:
+    """A command of the preparation, which has to end well."""
+    ended = execute(clone, words)
+    print(f"prepared: {' '.join(words)} ({ended.seconds:.0f} s)", flush=True)
+    if ended.code != DONE:
+        sys.exit(ended.said)
 
 
 def typed(clone: Path, pages: list[str]) -> Iterator[Outcome]:
@@ -173,8 +178,9 @@ def adapted(clone: Path, words: list[str]) -> list[str]:
     """The words with what was prepared in their places, and small enough for this machine."""
     is_raft = "--question" in words or "raft.json" in words
     run = next(clone.glob("outputs/raft*" if is_raft else "outputs/plain*"))
-    other = next(clone.glob("outputs/swept/*/config.yaml")).parent
-    places = {"@run@": run.name, "@sweep@": "swept", "outputs/@other@": str(other)}
+    sweep = next(clone.glob("outputs/swept*"))
+    other = next(clone.glob("outputs/llama_tiny_stdlib*")).relative_to(clone)
+    places = {"@run@": run.name, "@sweep@": sweep.name, "outputs/@other@": str(other)}
     for place, value in places.items():
         words = [word.replace(place, value) for word in words]
     words = [
@@ -197,8 +203,9 @@ def smaller(words: list[str]) -> list[str]:
         return ["launcher.submit=false"]
     if any(mark in word for word in words for mark in LARGE):
         return ["launcher=dry"]
+    trials = ["sweep.num_trials=4"] if any(word.startswith("sweep=") for word in words) else []
     is_named = any(word.startswith(("model=", "sweep=", "mode=")) for word in words)
-    return [*STEPS, *([] if is_named else TINY)]
+    return [*STEPS, *trials, *([] if is_named else TINY)]
 
 
 def execute(clone: Path, words: list[str], document: str = "") -> Outcome:
