@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -118,6 +119,7 @@ def prepared(scratch: Path) -> Path:
     """A clone with what the guides take for granted."""
     clone = scratch / "llmtrain"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    (clone / "elsewhere").mkdir()
     for folder in ("my_texts", "web"):
         (clone / folder).mkdir()
         for number, (_, source) in zip(range(40), sources(), strict=False):
@@ -128,7 +130,7 @@ def prepared(scratch: Path) -> Path:
     arguments |= {"output_dir": "out", "gradient_accumulation_steps": 1, "optim": "adamw_torch"}
     (clone / "training_args.json").write_text(json.dumps(arguments))
     (clone / "prompts.jsonl").write_text('{"prompt": "def main("}\n')
-    rows = [{"question": "What is it?", "documents": ["It is a module."]}]
+    rows = [{"question": "What is it?", "documents": [{"content": "It is a module."}]}]
     (clone / "raft.json").write_text(json.dumps(rows))
     perform(clone, ["data", "sample", "messages", "--out", "mine.jsonl"])
     perform(clone, ["data", "sample", "raft", "--out", "raft_dataset.json"])
@@ -136,6 +138,8 @@ def prepared(scratch: Path) -> Path:
     learned = ["model=pretrained", f"model.path={next(clone.glob('outputs/plain*'))}/final"]
     learned += [*STEPS[:2], "hardware=cpux1"]
     perform(clone, ["run", "mode=distill", "data=stdlib_raft", *learned, "name=raft"])
+    tuned = ["mode=sft", "data=stdlib_qa", "adapter=lora", *learned, "name=tuned"]
+    perform(clone, ["run", *tuned])
     swept = ["optimizer.lr=1e-3,2e-3", "sweep.name=swept"]
     perform(clone, ["run", "-m", *TINY, *STEPS, *swept])
     return clone
@@ -177,10 +181,13 @@ def marked(text: str) -> str:
 def adapted(clone: Path, words: list[str]) -> list[str]:
     """The words with what was prepared in their places, and small enough for this machine."""
     is_raft = "--question" in words or "raft.json" in words
-    run = next(clone.glob("outputs/raft*" if is_raft else "outputs/plain*"))
+    name = "tuned" if words[0] == "export" else "raft" if is_raft else "plain"
+    run = next(clone.glob(f"outputs/{name}*"))
+    final = next(clone.glob("outputs/plain*")) / "final"
     sweep = next(clone.glob("outputs/swept*"))
     other = next(clone.glob("outputs/llama_tiny_stdlib*")).relative_to(clone)
     places = {"@run@": run.name, "@sweep@": sweep.name, "outputs/@other@": str(other)}
+    places["path=somewhere"] = f"path={final}"
     for place, value in places.items():
         words = [word.replace(place, value) for word in words]
     words = [
@@ -194,7 +201,13 @@ def adapted(clone: Path, words: list[str]) -> list[str]:
         return line.split()
     if words[0] != "run":
         return words
-    return [*words, *smaller(words)]
+    return [*words, *smaller(words), *of_its_own(words)]
+
+
+def of_its_own(words: list[str]) -> list[str]:
+    """What makes a run another than those of other lines, which would be done already."""
+    is_one = "-m" not in words and not any(word.startswith("launcher=") for word in words)
+    return [f"seed={zlib.crc32(' '.join(words).encode())}"] if is_one else []
 
 
 def smaller(words: list[str]) -> list[str]:
