@@ -245,7 +245,10 @@ def execute(clone: Path, words: list[str], document: str = "") -> Outcome:
     seconds = time.perf_counter() - begun
     code = DONE if "--watch" in words and process.returncode == 130 else process.returncode
     lines = (err if code else out).strip().splitlines() or [""]
-    return Outcome(document, words, code, seconds, lines[-1].strip()[:200], "Traceback" in err)
+    place = str(clone.parent)  # this machine's, and gone afterwards
+    said = lines[-1].strip().replace(place, "..")[:200]
+    shown = [word.replace(place, "..") for word in words]
+    return Outcome(document, shown, code, seconds, said, "Traceback" in err)
 
 
 def offline(scratch: Path) -> dict[str, str]:
@@ -256,20 +259,19 @@ def offline(scratch: Path) -> dict[str, str]:
 
 def page(outcomes: list[Outcome]) -> str:
     """A row for each command."""
-    ran = sum(outcome.code == DONE for outcome in outcomes)
-    refused = sum(outcome.code == REFUSED for outcome in outcomes)
-    total = sum(outcome.seconds for outcome in outcomes) / 60
+    well = [outcome for outcome in outcomes if outcome.is_well]
+    ran = sum(outcome.code == DONE for outcome in well)
     lines = [f"# The guides' commands: {cpu_name()}, {date.today()}", ""]
     lines += ["`python -m benchmarks.documents`", ""]
     lines += [
-        f"{len(outcomes)} commands in {total:.0f} min: {ran} ended well, {refused} were refused for"
+        f"Of {len(outcomes)} commands {ran} ended well, {len(well) - ran} were refused for what"
     ]
-    lines += ["what this machine lacks, the rest failed.", ""]
-    lines += ["| page | command | exit code | seconds | last line |", "|---|---|--:|--:|---|"]
+    lines += [f"this machine lacks, {len(outcomes) - len(well)} failed.", ""]
+    lines += ["| page | command | exit code | what a refusal says |", "|---|---|--:|---|"]
     for each in outcomes:
         command = " ".join(each.typed).replace("|", "\\|")
         said = "" if each.code == DONE else each.said.replace("|", "\\|")
-        lines.append(f"| {each.page} | `{command}` | {each.code} | {each.seconds:.0f} | {said} |")
+        lines.append(f"| {each.page} | `{command}` | {each.code} | {said} |")
     return "\n".join(lines) + "\n"
 
 
