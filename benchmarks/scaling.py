@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -86,10 +87,16 @@ def main() -> None:
         if not options.studies or study.name in options.studies:
             found[study.name] = measure(study, options.steps)
             write_json(stored, {"machine": cpu_name(), "studies": found})
-    text = page(found)
+    print(shown(stored))
+
+
+def shown(stored: Path) -> str:
+    """The table of what was measured, beside it as a page and a picture."""
+    measured = json.loads(stored.read_text())
+    text = page(measured["studies"], measured["machine"], stored.parent.name[:10])
     write_text(stored.with_suffix(".md"), text)
-    draw(found, stored.with_suffix(".png"))
-    print(text)
+    draw(measured["studies"], stored.with_suffix(".png"))
+    return text
 
 
 def measure(study: Study, num_steps: int) -> dict[str, Any]:
@@ -141,9 +148,9 @@ def point(
     }
 
 
-def page(found: dict[str, Any]) -> str:
+def page(found: dict[str, Any], machine: str, day: str) -> str:
     """A table of the exponents, and one of the points."""
-    lines = [f"# Scaling: {cpu_name()}, {date.today()}", "", "`python -m benchmarks.scaling`", ""]
+    lines = [f"# Scaling: {machine}, {day}", "", "`python -m benchmarks.scaling`", ""]
     lines += ["Speed goes as x to the power of the exponent. At the left the first point.", ""]
     lines += ["| study | x | tokens/s | exponent | in theory | GiB | exponent |"]
     lines += ["|---|---|---|--:|--:|---|--:|"]
@@ -165,8 +172,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    plain = EngFormatter(sep="", places=0)
+    rows = ceil(len(found) / 3)
+    figure, axes = pyplot.subplots(rows, 3, figsize=(13, 3.6 * rows), layout="constrained")
     for axis, (name, study) in zip(axes.flat, found.items(), strict=False):
         values = np.array([each["value"] for each in study["points"]])
         rates = np.array([each["tokens_per_second"] for each in study["points"]])
@@ -178,9 +188,15 @@ def draw(found: dict[str, Any], path: Path) -> None:
             line = through * (values / middle) ** power
             axis.loglog(values, line, style, color="#888888", label=f"{label}: {power:.2f}")
         axis.set(title=name, xlabel=study["axis"], ylabel="tokens/s")
-        axis.set_xticks(values, [f"{value:,.3g}" for value in values])
+        # At least two decades, so that what hardly changes looks so.
+        span = max(10.0, (rates.max() / rates.min()) ** 0.5)
+        axis.set_ylim(through / span, through * span)
+        axis.set_xticks(values, [plain(value) for value in values])
+        axis.yaxis.set_major_formatter(plain)
         axis.minorticks_off()
         axis.legend()
+    for axis in list(axes.flat)[len(found) :]:
+        axis.set_visible(False)
     figure.savefig(path, dpi=100)
 
 
