@@ -45,8 +45,8 @@ def readme(name: str, folder: Path, trained: str, opening: str, has_code: bool =
 
 
 def with_code(text: str, folder: Path) -> str:
-    """A text whose lines open a model from a folder that has its class, too."""
-    opening = f'LM.from_pretrained("{folder}"'
+    """A text whose lines open model and tokenizer of a folder that has the model's class, too."""
+    opening = f'from_pretrained("{folder}"'
     return text.replace(opening, f"{opening}, trust_remote_code=True")
 
 
