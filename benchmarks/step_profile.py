@@ -16,7 +16,7 @@ from benchmarks.speed import ALONE, COMMON, WORKS
 from launchers.local import shared_environment
 from llmtrain.compose import composed
 from llmtrain.hardware import num_cores
-from llmtrain.kernel import mixers
+from llmtrain.kernel import mixers, products
 from llmtrain.objective import objective_of
 from llmtrain.plan import make_plan
 from llmtrain.training import library_settings
@@ -36,6 +36,8 @@ def main(name: str) -> None:
     torch.manual_seed(0)
     model = config.model.build(getattr(torch, plan.dtype_name), plan.attention).train()
     mixers.install(model.config.model_type, plan.scan_kernel or "transformers", config.cache)
+    if plan.has_wide_products:
+        products.install()
     objective = objective_of(model, config.mode)
     shape = (plan.micro_batch, plan.seq_len + 1)
     tokens_BL = torch.randint(model.config.vocab_size, shape)

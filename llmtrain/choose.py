@@ -5,7 +5,7 @@ import importlib.util
 from llmtrain.compiler import compiler
 from llmtrain.config import Precision, RunConfig
 from llmtrain.errors import ConfigError
-from llmtrain.hardware import Machine
+from llmtrain.hardware import Machine, cpu_prefers_bf16
 from llmtrain.kernel.packed import MAMBA_2
 from llmtrain.model.causal_lm import Attention, CausalLM, Kernels
 from llmtrain.model.facts import Facts
@@ -128,6 +128,15 @@ def flash_problem(machine: Machine) -> str | None:
     if importlib.util.find_spec("flash_attn_2_cuda") is None:
         return "flash-attn's compiled extension is not installed"
     return None
+
+
+def choose_products(config: RunConfig, machine: Machine, precision: str, reasons: Reasons) -> bool:
+    """Whether products of bf16 are made in fp32, on a CPU that is faster so."""
+    is_asked = config.model.kernels is Kernels.auto and precision != "fp32"
+    is_wide = machine.device == "cpu" and is_asked and not cpu_prefers_bf16()
+    if is_wide:
+        reasons["has_wide_products"] = "this CPU multiplies fp32 faster than bf16"
+    return is_wide
 
 
 def choose_scan(model: CausalLM, machine: Machine, facts: Facts, reasons: Reasons) -> str | None:

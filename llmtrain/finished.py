@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llmtrain.config import RunConfig, load
 from llmtrain.errors import DONE, FAILED, REFUSED, STOPPED, ConfigError
 from llmtrain.folder import RunFolder
+from llmtrain.hardware import cpu_prefers_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -267,7 +268,7 @@ def open_weights(key: str, source: str, options: dict[str, Any]) -> "Model":
     from transformers import AutoModelForCausalLM
 
     from llmtrain import architecture
-    from llmtrain.kernel import mixers
+    from llmtrain.kernel import mixers, products
 
     config = attempt(key, source, lambda: stored_file(source, "config.json"))
     saved = json.loads(Path(config).read_text(encoding="utf-8")) if config else {}
@@ -281,6 +282,8 @@ def open_weights(key: str, source: str, options: dict[str, Any]) -> "Model":
         reason = f"lacks weights of the model, {sorted(info['missing_keys'])[0]} for one"
         raise ConfigError(key, source, reason, "fetch or save it again")
     mixers.install(model.config.model_type)
+    if not cpu_prefers_bf16():
+        products.install()
     return model
 
 

@@ -7,16 +7,19 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmtrain.kernel import products
+
 
 class LiveTensors(TorchDispatchMode):
     """Counts each storage once, from the op that makes it until nothing refers to it any more.
 
     ``live_bytes`` is the sum now and ``peak_bytes`` the highest after any op. What an operator
-    needs inside itself is not seen.
+    needs inside itself is not seen, but for products that ``kernel.products`` makes in fp32.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_wide_products: bool = False) -> None:
         super().__init__()
+        self.has_wide_products = has_wide_products
         self.live_bytes = 0
         self.peak_bytes = 0
         self._storages: dict[int, Any] = {}
@@ -24,6 +27,9 @@ class LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.has_wide_products and products.is_wide(func, args, kwargs):
+            with self:  # casts and product are seen in its place
+                return products.in_fp32(func, args, kwargs)
         out = self.run(func, args, kwargs)
         for tensor in tensors_of(out):
             self.add(tensor)

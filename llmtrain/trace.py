@@ -25,6 +25,7 @@ class Setting(NamedTuple):
     device: str
     threads: int
     is_packed: bool
+    has_wide_products: bool
     learned_share: float = 1.0
 
 

@@ -151,7 +151,8 @@ class Tracer:
                 learner.__dict__["parts"] = self.parts_of(learner)
         num_tokens = batch * self.config.train.seq_len
         num_learned = ceil(num_tokens * self.setting.learned_share)
-        account = Account(self.layers[:num_layers], num_tokens, num_learned)
+        layers, is_wide = self.layers[:num_layers], self.setting.has_wide_products
+        account = Account(layers, num_tokens, num_learned, is_wide)
         hooks = [
             param.register_post_accumulate_grad_hook(account.take_gradient)
             for param in self.model.parameters()
@@ -199,8 +200,10 @@ class Account(LiveTensors):
     the most lies at an end.
     """
 
-    def __init__(self, layers: list[Any], num_tokens: int, num_learned: int) -> None:
-        super().__init__()
+    def __init__(
+        self, layers: list[Any], num_tokens: int, num_learned: int, has_wide_products: bool
+    ) -> None:
+        super().__init__(has_wide_products)
         self.num_tokens, self.num_learned = num_tokens, num_learned
         self.counter = OpCounter()
         self.layer_of = {

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from llmtrain.hardware import Device, Hardware, Machine, resolve
-from llmtrain.plan.warn import warn_of_products
 from llmtrain.rates import Rates, calibrated, datasheet
 from llmtrain.roofline import (
     OpCounter,
@@ -177,16 +176,3 @@ def test_this_machine_is_measured_once(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == stored
     assert 0 < seconds_of(rows, first) < seconds_of(weighted(rows, 2), first)
     assert first.moving("all_reduce", 1e6) > 0
-
-
-def test_a_cpu_that_is_slower_in_bf16_is_told_so() -> None:
-    def said(bf16: float, precision: str = "bf16", name: str = "cpux1") -> list[str]:
-        lines = {"product fp32": (0.0, 1e-12, 0.0), "product bf16": (0.0, bf16, 0.0)}
-        return warn_of_products(machine_of(name), Rates(0.0, False, lines, {}), precision)
-
-    (line,) = said(2e-12)
-    assert "fp32 2.0 times as fast as bf16: train.precision=fp32" in line
-    assert not said(0.5e-12) and not said(1.1e-12)
-    assert not said(2e-12, precision="fp32")
-    assert not said(2e-12, name="a800x1")
-    assert not warn_of_products(machine_of("cpux1"), None, "bf16")

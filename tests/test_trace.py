@@ -48,8 +48,11 @@ def config_of(name: str, cache: Path, *words: str) -> RunConfig:
     return compose_config(*MODELS[name], *SIZES, f"cache_root={cache}", *words)
 
 
-def setting(name: str, dtype: str = "float32", recompute: str = "none") -> Setting:
-    return Setting(dtype, "eager", SCANS.get(name), recompute, "cpu", 1, is_packed=False)
+def setting(
+    name: str, dtype: str = "float32", recompute: str = "none", is_wide: bool = False
+) -> Setting:
+    scan = SCANS.get(name)
+    return Setting(dtype, "eager", scan, recompute, "cpu", 1, False, has_wide_products=is_wide)
 
 
 @contextmanager
@@ -70,7 +73,7 @@ def measured_peak(config: RunConfig, asked: Setting, batch: int) -> int:
     objective = objective_of(model, config.mode)
     assert objective.learner.parts or config.model.name == "moe_tiny"
     gc.collect()
-    account = LiveTensors()
+    account = LiveTensors(asked.has_wide_products)
     account.ignore([*model.parameters(), *model.buffers()])
     with one_thread(), account:
         tokens_BL = torch.randint(0, 500, (batch, config.train.seq_len))
@@ -94,6 +97,16 @@ def test_a_trace_counts_the_bytes_that_the_real_model_holds(
     assert traced_peak(config, asked, batch=2) == measured_peak(config, asked, batch=2)
 
 
+@pytest.mark.parametrize("name", ["llama", "mamba2"])
+def test_products_made_in_fp32_take_what_their_casts_take(name: str, cache: Path) -> None:
+    config = config_of(name, cache)
+    wide, narrow = (setting(name, "bfloat16", "none", is_wide) for is_wide in (True, False))
+    assert traced_peak(config, wide, 2) == measured_peak(config, wide, 2)
+    assert traced_peak(config, wide, 2) >= traced_peak(config, narrow, 2)
+    dtypes = {row.dtype for row in Tracer(config, wide).sample(2, 2).ops if row.kind == "product"}
+    assert "fp32" in dtypes
+
+
 FUSED = {
     "mamba": ["model=mamba_tiny", *FEW_LAYERS],
     "falcon": ["model=falcon_mamba_7b", *FEW_LAYERS, "model.config.hidden_size=192"],
@@ -105,7 +118,9 @@ def test_a_mamba_for_gpus_is_traced_with_kernels_that_keep_little(name: str, cac
     words = [*FUSED[name], *SIZES, f"cache_root={cache}"]
     kept, moved = {}, {}
     for scan in ("mamba-ssm", "chunked"):
-        asked = Setting("bfloat16", "eager", scan, "none", "cuda", 1, is_packed=False)
+        asked = Setting(
+            "bfloat16", "eager", scan, "none", "cuda", 1, False, has_wide_products=False
+        )
         sample = Tracer(compose_config(*words), asked).sample(2, 2)
         kept[scan] = sample.kept
         moved[scan] = sum(row.num_bytes * row.times for row in sample.ops)
@@ -116,7 +131,9 @@ def test_a_mamba_for_gpus_is_traced_with_kernels_that_keep_little(name: str, cac
 def test_a_fused_mamba_layer_keeps_what_its_authors_kernel_saves(cache: Path) -> None:
     """Per token: its input of width h and its norm's, xz of 4 h, the scan's output of 2 h."""
     config = compose_config(*FUSED["mamba"], *SIZES, f"cache_root={cache}")
-    asked = Setting("bfloat16", "eager", "mamba-ssm", "none", "cuda", 1, is_packed=False)
+    asked = Setting(
+        "bfloat16", "eager", "mamba-ssm", "none", "cuda", 1, False, has_wide_products=False
+    )
     made = Tracer(config, asked)
     one, two = (made.sample(layers, 2).kept for layers in (1, 2))
     width = made.model.config.hidden_size

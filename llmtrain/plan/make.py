@@ -15,6 +15,7 @@ from llmtrain.checks import (
 from llmtrain.choose import (
     choose_attention,
     choose_precision,
+    choose_products,
     choose_scan,
     warn_of_precision,
 )
@@ -41,10 +42,8 @@ from llmtrain.plan.warn import (
     warn,
     warn_of_disk,
     warn_of_doubt,
-    warn_of_products,
     warn_of_rate,
 )
-from llmtrain.rates import rates_of
 from llmtrain.roofline import Cost, cost_of
 from llmtrain.throughput import flops_per_token
 from llmtrain.trace import Setting, Trace
@@ -69,8 +68,9 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
     precision = choose_precision(config, machine, reasons)
     attention = choose_attention(config, machine, facts, precision, reasons)
     scan_kernel = choose_scan(config.model, machine, facts, reasons)
+    is_wide = choose_products(config, machine, precision, reasons)
     data = describe_data(config, manifest)
-    problem = problem_of(config, machine, precision, attention, scan_kernel, data)
+    problem = problem_of(config, machine, precision, attention, scan_kernel, is_wide, data)
     chosen, *others = choose_layout(problem, reasons)
     if chosen.layout.offload_params == "nvme":
         check_weights_on_disk(machine.device, machine.world_size, precision)
@@ -94,13 +94,13 @@ def make_plan(config: RunConfig, manifest: "Manifest | None" = None) -> Plan:
         alternatives=tuple(alternative(one) for one in others),
         warnings=(),
         reasons=reasons,
+        has_wide_products=is_wide,
     )
     doubt = problem.trace_of(chosen.layout.activation_checkpointing).doubt
     found = (
         *warn(plan),
         *warn_of_rate(config),
         *warn_of_precision(config.model, machine, precision),
-        *warn_of_products(machine, rates_of(machine, config.cache), precision),
         *warn_of_disk(plan, machine),
         *warn_of_doubt(doubt),
     )
@@ -114,6 +114,7 @@ def problem_of(
     precision: str,
     attention: str,
     scan_kernel: str | None,
+    is_wide: bool,
     data: Corpus,
 ) -> Problem:
     """What a layout is sought for: traces are made, and rates measured, when one is asked for."""
@@ -133,6 +134,7 @@ def problem_of(
             machine.device,
             threads,
             is_packed,
+            is_wide,
             data.learned_share,
         )
 
@@ -191,6 +193,7 @@ def setting_of(plan: Plan) -> Setting:
         plan.device,
         plan.threads_per_rank,
         plan.keep_documents_apart,
+        plan.has_wide_products,
         plan.data.learned_share,
     )
 
@@ -203,6 +206,7 @@ def traced_setting(
     device: str,
     threads: int,
     is_packed: bool,
+    is_wide: bool,
     learned_share: float,
 ) -> Setting:
     """As few settings as there are differences: fp16 is as wide as bf16, and on a CPU the blocks
@@ -212,7 +216,8 @@ def traced_setting(
     threads = threads if has_blocks else 1
     sixteenths = min(16, ceil(16 * learned_share + 0.25))
     return Setting(
-        dtype, attention, scan_kernel, recompute, device, threads, is_packed, sixteenths / 16
+        *(dtype, attention, scan_kernel, recompute, device, threads),
+        *(is_packed, is_wide, sixteenths / 16),
     )
 
 

@@ -85,6 +85,7 @@ class Plan:
     warnings: tuple[str, ...]
     reasons: dict[str, str]
     code_fingerprint: str | None = None
+    has_wide_products: bool = False
 
     @property
     def dtype_name(self) -> str:

@@ -195,6 +195,8 @@ def rows(plan: "Plan") -> list[tuple[str, str, str]]:
         found.insert(2, ("adapter", f"{plan.adapter}, {trained}", ""))
     if plan.teacher:
         found.insert(2, ("teacher", plan.teacher, ""))
+    if plan.has_wide_products:
+        found.append(("products", "in fp32, rounded to bf16", "has_wide_products"))
     if plan.scan_kernel:
         found.append(("scan", plan.scan_kernel, "scan_kernel"))
     if plan.step_seconds and plan.total_hours:

@@ -6,11 +6,8 @@ from llmtrain.data.catalogue import MOST_EPOCHS
 from llmtrain.hardware import Machine
 from llmtrain.nvme import check_nvme
 from llmtrain.plan.record import Plan
-from llmtrain.rates import Rates
 
 FRESH_RATE = 3e-4  # of models of billions that start afresh; smaller ones take more
-PRODUCT = (2.0 * 1024**3, 6.0 * 1024**2)  # FLOPs and bytes of a square product
-MUCH_SLOWER = 1.25
 
 
 def warn(plan: Plan) -> list[str]:
@@ -35,19 +32,6 @@ def warn_of_rate(config: RunConfig) -> list[str]:
     return [
         f"optimizer.lr={config.optimizer.lr:g} suits models that are fine-tuned, and "
         f"model={config.model.name} starts afresh: take optimizer.lr={sensible:g}."
-    ]
-
-
-def warn_of_products(machine: Machine, rates: Rates | None, precision: str) -> list[str]:
-    """A CPU may have bf16's instructions and multiply fp32 faster."""
-    if machine.device != "cpu" or rates is None or precision == "fp32":
-        return []
-    fp32, bf16 = (rates.seconds("product", dtype, *PRODUCT) for dtype in ("fp32", "bf16"))
-    if bf16 < MUCH_SLOWER * fp32:
-        return []
-    return [
-        f"this CPU multiplies fp32 {bf16 / fp32:.1f} times as fast as bf16: train.precision=fp32 "
-        "may be faster, and keeps twice as much in memory."
     ]
 
 
