@@ -60,8 +60,9 @@ ASIDE = "litgpt==0.5.13"  # asks for an older huggingface-hub, and works with th
 LR, BETAS, WEIGHT_DECAY, GRAD_CLIP = 3e-4, (0.9, 0.95), 0.1, 1.0
 SAME_LOSS = 1e-2  # nats, in the mean of a contestant's first steps and the reference's
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-REFERENCE_STEPS = 6
-WARM_UP = 2  # steps before the first block
+REFERENCE_STEPS, REFERENCE_SECONDS = 6, 30.0  # whichever is over first
+WARM_UP, WARM_UP_SECONDS = 2, 5.0  # steps before the first block; one where it takes longer
+BLOCK_SECONDS = 4.0  # that a block of ours takes, or a step where that is longer
 COMMON = [
     *("optimizer=adamw", f"optimizer.lr={LR}", f"optimizer.beta1={BETAS[0]}"),
     *(f"optimizer.beta2={BETAS[1]}", f"optimizer.weight_decay={WEIGHT_DECAY}"),
@@ -84,8 +85,8 @@ def overrides(sizes: dict[str, int]) -> list[str]:
 class Work:
     """What is trained, who trains it, and how many times as fast ours should be.
 
-    ``steps`` are those of a block; ``slow`` contestants have one block of one step. ``goals`` are
-    contestants and ratios, ``peak_share`` is of the measured product's FLOP/s.
+    ``steps`` are the most of a block; ``slow`` contestants have one block of one step. ``goals``
+    are contestants and ratios, ``peak_share`` is of the measured product's FLOP/s.
     """
 
     name: str
@@ -118,8 +119,7 @@ WORKS = [
     Work(
         "llama_100m",
         [*llama(768, 12, 16384), "train.seq_len=1024", "train.global_batch=4"],
-        (OURS, TRAINER, LOOP, DEEPSPEED),
-        steps=1,
+        (OURS, TRAINER, LOOP),
         goals={TRAINER: 2.0},
         peak_share=0.55,
     ),
@@ -194,6 +194,7 @@ class Contestant:
         self.losses: list[float] = []
         self.gradient_norms: list[float] = []
         self.seconds: list[float] = []  # of each block's step
+        self.step_seconds = 0.0  # of the last step that was asked for
         self.peak_gib = 0.0
         self.log = log
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -215,7 +216,8 @@ class Contestant:
         said = self.hear()
         self.losses += said["losses"]
         self.gradient_norms += said["gradient_norms"]
-        return float(said["seconds"]) / num_steps
+        self.step_seconds = float(said["seconds"]) / num_steps
+        return self.step_seconds
 
     def end(self) -> None:
         self.process.stdin.close()
@@ -291,19 +293,18 @@ def measure(work: Work, scratch: Path, options: argparse.Namespace) -> dict[str,
     """All contestants of a work, block after block."""
     arena = Arena(work, scratch, options)
     running = {OURS: ready(arena, OURS)}
-    references = {}
-    for name in ["reference", *(["reference-of-trainer"] if TRAINER in work.contestants else [])]:
-        reference = references[name] = arena.enter(name)  # alone: in fp32 it takes much memory
-        reference.train(min(REFERENCE_STEPS, WARM_UP + options.blocks * work.steps))
-        reference.end()
+    steps = max(1, min(work.steps, round(BLOCK_SECONDS / running[OURS].step_seconds)))
+    names = ["reference", *(["reference-of-trainer"] if TRAINER in work.contestants else [])]
+    references = {name: refer(arena, name) for name in names}
     running |= {name: ready(arena, name) for name in work.contestants if name != OURS}
     peaks = []
     for block in range(options.blocks):
-        peaks.append(matmul_tflops(arena.job["device"]))
+        if block % 2 == 0:
+            peaks.append(matmul_tflops(arena.job["device"]))
         for name, contestant in running.items():
             if name in work.slow and block:
                 continue
-            seconds = contestant.train(1 if name in work.slow else work.steps)
+            seconds = contestant.train(1 if name in work.slow else steps)
             contestant.seconds.append(seconds)
             print(f"{work.name}, block {block}: {name} {seconds:.3f} s a step", flush=True)
     for contestant in running.values():
@@ -314,12 +315,24 @@ def measure(work: Work, scratch: Path, options: argparse.Namespace) -> dict[str,
     return result(work, arena.plan, running, curves, median(peaks))
 
 
+def refer(arena: Arena, name: str) -> Contestant:
+    """A reference's first losses. It trains alone: in fp32 it takes much memory."""
+    reference = arena.enter(name)
+    begun = time.monotonic()
+    while len(reference.losses) < REFERENCE_STEPS and time.monotonic() - begun < REFERENCE_SECONDS:
+        reference.train(1)
+    reference.end()
+    return reference
+
+
 def ready(arena: Arena, name: str) -> Contestant:
     """A contestant that has started and warmed up."""
     begun = time.monotonic()
     contestant = arena.enter(name)
     if name not in arena.work.slow:
-        contestant.train(WARM_UP)
+        for _ in range(WARM_UP):
+            if contestant.train(1) > WARM_UP_SECONDS:
+                break
     seconds = time.monotonic() - begun
     print(f"{arena.work.name}: {name} is ready after {seconds:.0f} s", flush=True)
     return contestant

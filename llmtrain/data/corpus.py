@@ -227,6 +227,10 @@ class TextCorpus(Corpus):
     def written(self, tokenizer: Path, on_bad: OnBad) -> Iterator[Document]:
         return self.documents()
 
+    def samples(self) -> list[Slice]:
+        """The slices from which a tokenizer learns: all, of which it reads the starts."""
+        return list(self.slices())
+
     def ids(self) -> Iterator[str]:
         return (document.id for document in self.documents())
 

@@ -86,6 +86,23 @@ class HuggingFace(Repository):
                 endpoint=endpoint(),
             )
 
+    def bring(self, name: str, folder: Path) -> None:
+        """Fetch one file to its place in the folder."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        self.require_answer()
+        disable_progress_bars()
+        with self.explained():
+            hf_hub_download(
+                self.name,
+                name,
+                repo_type=self.kind,
+                revision=self.revision,
+                local_dir=folder,
+                endpoint=endpoint(),
+            )
+
     def clear(self, folder: Path) -> None:
         for path in (folder / ".cache" / "huggingface").rglob("*.incomplete"):
             path.unlink(missing_ok=True)

@@ -128,8 +128,9 @@ def train(corpus: TextCorpus, folder: Path) -> None:
 
 def training_texts(corpus: TextCorpus, holds_out: HoldsOut, folder: Path) -> Iterator[str]:
     """The train split; of a large corpus about 256 MiB, from the start of each slice alike."""
-    share = min(1.0, MOST_TRAINING_BYTES / max(1, corpus.num_bytes()))
-    for slice in corpus.slices():
+    slices = corpus.samples()
+    share = min(1.0, MOST_TRAINING_BYTES / max(1, sum(each.num_bytes for each in slices)))
+    for slice in slices:
         left = share * slice.num_bytes if share < 1 else float("inf")
         found = corpus.read_slice(slice, folder, corpus.raise_unless_skipped)
         for document in (each for each in found if not each.lack):

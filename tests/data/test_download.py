@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,40 +13,8 @@ from llmtrain.data.__main__ import main
 from llmtrain.data.shards import find_manifest, prepare
 from llmtrain.errors import ConfigError
 from tests.conftest import ROOT, wait_until
-from tests.data.hub import Hub
+from tests.data.hub import FOLDER, MODULES, WIKITEXT, Hub
 from tests.test_compose import compose_config
-
-WIKITEXT = "Salesforce/wikitext"
-FOLDER = "wikitext-103-raw-v1"
-MODULES = ("abc", "ast", "bdb", "cmd", "code", "copy", "csv", "dis", "enum", "glob", "hmac", "io")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that has WikiText's files, with modules of the standard library as their rows."""
-    found = Hub()
-    write_wikitext(tmp_path / "repository")
-    found.add(WIKITEXT, tmp_path / "repository")
-    monkeypatch.setenv("HF_ENDPOINT", found.address)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
-    monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    yield found
-    found.close()
-
-
-def write_wikitext(root: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    (root / FOLDER).mkdir(parents=True)
-    (root / "README.md").write_text("Not text to learn.")
-    names = {"test-00000-of-00001": MODULES[:1]}
-    names |= {f"train-0000{part}-of-00002": MODULES[part::2] for part in range(2)}
-    for name, modules in names.items():
-        paths = [Path(sysconfig.get_paths()["stdlib"], f"{module}.py") for module in modules]
-        table = pyarrow.table({"text": [path.read_text() for path in paths]})
-        pyarrow.parquet.write_table(table, root / FOLDER / f"{name}.parquet")
 
 
 def downloaded(tmp_path: Path) -> list[str]:

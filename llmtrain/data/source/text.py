@@ -71,15 +71,19 @@ class Text(TextCorpus):
 
     def documents(self) -> Iterator[Document]:
         for slice in self.slices():
-            found = self.read(slice.content, self.raise_unless_skipped)
+            found = self.read_slice(slice, Path(), self.raise_unless_skipped)
             yield from (document for document in found if not document.lack)
 
     def slices(self) -> Iterator[Slice]:
         for group in grouped(self.ranges()):
             ranges = [item for item, _ in group]
             identities = (part for item in ranges for part in (*identity(item.file), *item.bounds))
-            how = (self.kind, self.text_field, self.on_bad_row.value, *self.filter.words)
-            yield Slice((*how, *identities), sum(size for _, size in group), ranges)
+            yield Slice((*self.how, *identities), sum(size for _, size in group), ranges)
+
+    @property
+    def how(self) -> tuple[object, ...]:
+        """What beside the files decides which documents a slice has."""
+        return (self.kind, self.text_field, self.on_bad_row.value, *self.filter.words)
 
     def ranges(self) -> Iterator[tuple[Range, int]]:
         """Every file in ranges that can be read by themselves, with their bytes of text."""
