@@ -1,21 +1,25 @@
 """Where a step's time goes: `python -m benchmarks.step_profile WORK`, a work of benchmarks.speed.
 
 Forward and backward of our model on random tokens, by torch's profiler: the operations that take
-most, in milliseconds. Run it with nothing else at work.
+most, in milliseconds. Run it with nothing else at work. Writes
+results/<date>-<machine>/profile_<WORK>.md.
 """
 
 import os
+import platform
 import sys
 import time
+from datetime import date
 from statistics import median
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.speed import ALONE, COMMON, WORKS
+from benchmarks.speed import ALONE, COMMON, HERE, WORKS
 from launchers.local import shared_environment
 from llmtrain.compose import composed
-from llmtrain.hardware import num_cores
+from llmtrain.folder import write_text
+from llmtrain.hardware import cpu_name, num_cores
 from llmtrain.kernel import mixers, products
 from llmtrain.objective import objective_of
 from llmtrain.plan import make_plan
@@ -54,10 +58,19 @@ def main(name: str) -> None:
         seconds.append(time.perf_counter() - begun)
     with profile(activities=[ProfilerActivity.CPU]) as found:
         step()
-    print(f"{name}: {1e3 * median(seconds[1:]):.0f} ms forward and backward, {shape} tokens")
+    tokens = f"{plan.micro_batch} x {plan.seq_len} tokens"
+    lines = [f"# A micro-batch of {name}: {cpu_name()}, {date.today()}", ""]
+    lines += [f"`python -m benchmarks.step_profile {name}`", ""]
+    lines += [f"{1e3 * median(seconds[1:]):.0f} ms forward and backward, {tokens}. Of these, with"]
+    lines += ["the profiler at work:", "", "| ms | calls | operation |", "|--:|--:|---|"]
     events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    for event in events[:ROWS]:
-        print(f"{event.self_cpu_time_total / 1e3:9.1f} ms {event.count:5} x {event.key}")
+    lines += [
+        f"| {event.self_cpu_time_total / 1e3:.1f} | {event.count} | {event.key} |"
+        for event in events[:ROWS]
+    ]
+    folder = HERE / "results" / f"{date.today()}-{platform.machine()}"
+    write_text(folder / f"profile_{name}.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
