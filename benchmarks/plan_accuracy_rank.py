@@ -74,7 +74,7 @@ def one_step(run: Run) -> None:
 
 def live_bytes(run: Run) -> dict[str, int]:
     """Bytes of live tensors: between steps, at the peak of each of a step's phases, and of all."""
-    account = Phases(run.device.type)
+    account = Phases(run.device.type, run.plan.has_wide_products)
     for tensor in living_tensors():
         account.add(tensor)
     at_rest = account.live_bytes
@@ -93,8 +93,8 @@ def living_tensors() -> list[torch.Tensor]:
 class Phases(LiveTensors):
     """The peaks on a device in the engine's forward, backward and step, and beside them."""
 
-    def __init__(self, device: str) -> None:
-        super().__init__()
+    def __init__(self, device: str, has_wide_products: bool) -> None:
+        super().__init__(has_wide_products)
         self.device = device
         self.phase = "beside"
         self.peaks: dict[str, int] = {}

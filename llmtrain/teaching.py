@@ -130,8 +130,10 @@ def build_teacher(config: RunConfig, plan: Plan, device: "torch.device") -> "Pre
     """The teacher, whole and never trained."""
     import torch
 
-    from llmtrain.kernel import mixers
+    from llmtrain.kernel import mixers, products
 
+    if plan.has_wide_products:
+        products.install()
     attention = possible_attention(config.teacher.facts(config.cache), plan.attention)
     teacher = config.teacher.build(getattr(torch, plan.dtype_name), attention)
     is_reference = config.teacher.kernels is Kernels.reference

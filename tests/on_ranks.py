@@ -178,7 +178,7 @@ def live_bytes(task: dict[str, Any], ranks: Ranks) -> int:
     for _ in range(2):
         one_step(run)
     gc.collect()
-    account = LiveTensors()
+    account = LiveTensors(run.plan.has_wide_products)
     for each in gc.get_objects():
         if issubclass(type(each), torch.Tensor) and each.device.type == "cpu":
             account.add(each)

@@ -120,6 +120,11 @@ class Corpus(Part, ABC):
         """Whether documents are left out for what they are like."""
         return False
 
+    @property
+    def is_fetched(self) -> bool:
+        """Whether a file is fetched for every document that is looked at."""
+        return False
+
     def raise_unless_skipped(self, error: ConfigError) -> None:
         """What is done with a bad row where nobody counts them."""
         if not self.skips_bad:

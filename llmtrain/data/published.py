@@ -93,5 +93,6 @@ def lack_of(name: str, path: str | None, published: Published) -> ConfigError | 
 
 def holds_any(folder: Path, published: Published) -> bool:
     """Whether a folder has a file of these data."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return any(published.holds(path.relative_to(folder).as_posix()) for path in files)
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    seen = (name for name in names if not any(part.startswith(".") for part in name.parts))
+    return any(published.holds(name.as_posix()) for name in seen)

@@ -45,8 +45,10 @@ def hold_out(corpus: Corpus) -> HoldOut:
 
     Where that of its kind holds out nothing, as it may with few documents, the id of smallest hash
     is held out; where it holds out everything, all but the one of greatest hash. ConfigError for a
-    corpus of fewer than two documents.
+    corpus of fewer than two documents. One whose files are fetched has enough of them.
     """
+    if corpus.is_fetched:
+        return HoldOut(corpus)
     hashes: set[int] = set()  # as many as it takes to see both sides
     sides: set[bool] = set()
     for document_id in corpus.ids():

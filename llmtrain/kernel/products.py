@@ -28,7 +28,10 @@ _library: list[Any] = []  # what is registered lives as long as this does
 
 
 def install() -> None:
-    """Take fp32 for all large bf16 products on this process's CPU."""
+    """Take fp32 for each large product of two bf16 matrices on this process's CPU.
+
+    Batches of small ones, such as attention's, stay as they are: they gain nothing.
+    """
     if _library:
         return
     _library.append(torch.library.Library("aten", "IMPL"))

@@ -9,7 +9,7 @@ from llmtrain.checks import check
 from llmtrain.compose import composed, overrides
 from llmtrain.config import RunConfig
 from llmtrain.data.shards import find_manifest
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, TrainingError
 from llmtrain.plan.make import make_plan
 from llmtrain.plan.propose import Change, proposals
 from llmtrain.plan.record import Plan
@@ -53,7 +53,9 @@ def plan_as_known(config: RunConfig) -> Plan:
     """The plan of a config, with its corpus counted where it was tokenised before."""
     check(config)
     manifest = None
-    with suppress(ConfigError):  # no tokenizer yet, say: a plan needs none, and a run will ask
+    with suppress(
+        ConfigError, TrainingError
+    ):  # no tokenizer yet, say: a plan needs none, and a run will ask
         manifest = find_manifest(config.data, config.cache, config.tokenizer_path)
     return make_plan(config, manifest)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.data.shards import Manifest, find_manifest, prepare
+from llmtrain.data.shards import Manifest, prepare
 from llmtrain.errors import ConfigError, TrainingError
 from llmtrain.plan.known import plan_as_known
 from tests.conftest import wait_until
@@ -38,27 +38,64 @@ def test_a_stream_gives_the_tokens_of_a_download_and_keeps_no_file(
     manifest = streamed(tmp_path / "cache")
     assert manifest.train.num_documents + manifest.held_out.num_documents == len(MODULES)
     assert len(manifest.train.shards) == 2
-    assert kept(tmp_path) == ["test-00000-of-00001.parquet", *kept(tmp_path / "repository")[1:]]
     assert kept(tmp_path / "cache") == []
 
 
-def test_a_stream_that_is_killed_goes_on_with_the_files_that_are_missing(
-    hub: Hub, tmp_path: Path
-) -> None:
-    whole = shas(streamed(tmp_path / "whole"))
-    words = [*SMALL, f"cache_root={tmp_path / 'cache'}", "data.num_workers=1"]
+@pytest.fixture
+def tokenizer(hub: Hub, tmp_path: Path) -> str:
+    """The word for a tokenizer that exists, so that files are read for their tokens alone."""
+    word = f"data.tokenizer.path={streamed(tmp_path / 'trained').vocabulary.folder}"
+    hub.fetched.clear()
+    return word
+
+
+def start(cache: Path, *words: str) -> "subprocess.Popen[bytes]":
+    words = (*SMALL, f"cache_root={cache}", *words)
     command = [sys.executable, "-m", "llmtrain.data", "prepare", *words]
-    cache = tmp_path / "cache"
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def test_a_stream_that_is_killed_goes_on_with_the_files_that_are_missing(
+    hub: Hub, tokenizer: str, tmp_path: Path
+) -> None:
+    whole = shas(streamed(tmp_path / "whole", tokenizer))
     hub.stalled = SECOND
-    begun = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    hub.fetched.clear()
+    cache = tmp_path / "cache"
+    begun = start(cache, tokenizer, "data.num_workers=1")
     wait_until(hub.halfway.is_set)
     begun.send_signal(signal.SIGKILL)
     begun.wait()
+    assert hub.fetched == [FIRST, SECOND]
     hub.stalled = None
     hub.resumed.set()
-    assert shas(streamed(cache)) == whole
+    hub.fetched.clear()
+    assert shas(streamed(cache, tokenizer)) == whole
+    assert hub.fetched == [SECOND]
     assert kept(cache) == []
-    assert find_manifest(compose_config(*words).data, cache) is not None
+
+
+def test_machines_take_shares_of_a_stream_and_the_last_needs_no_hub(
+    hub: Hub, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    words = [f"cache_root={cache}", tokenizer]
+    both = [start(cache, tokenizer, "--share", f"{number}/2") for number in (1, 2)]
+    assert [each.wait() for each in both] == [0, 0]
+    assert sorted(hub.fetched) == [FIRST, SECOND]
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    whole = compose_config(*SMALL, *words).data
+    assert shas(prepare(whole, cache, progress=False)) == shas(streamed(cache, tokenizer))
+    assert kept(cache) == []
+
+
+def test_runs_that_read_the_same_files_at_once_wait_for_each_other(
+    hub: Hub, tokenizer: str, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    begun = [start(cache, tokenizer, f"data.held_out_every={every}") for every in (4, 5, 6)]
+    assert [each.wait() for each in begun] == [0, 0, 0]
+    assert kept(cache) == []
 
 
 def test_what_was_tokenised_is_read_without_a_hub(
@@ -74,15 +111,49 @@ def test_what_was_tokenised_is_read_without_a_hub(
         streamed(tmp_path / "another")
 
 
-def test_a_part_is_read_in_the_same_files_when_more_is_wanted(hub: Hub, tmp_path: Path) -> None:
-    tokenizer = f"data.tokenizer.path={streamed(tmp_path / 'other').vocabulary.folder}"
+def test_a_part_is_read_in_the_same_files_when_more_is_wanted(
+    hub: Hub, tokenizer: str, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     (shard,) = streamed(cache, "data.stream=40m", tokenizer).train.shards
-    hub.fetched.clear()
+    (first,) = hub.fetched
     shards = streamed(cache, tokenizer).train.shards
     assert shard in shards
     assert len(shards) == 2
-    assert len(set(hub.fetched)) == 1
+    assert sorted(hub.fetched) == [FIRST, SECOND]
+    assert hub.fetched[0] == first
+
+
+def test_other_files_of_the_catalogue_are_listed_anew(
+    hub: Hub, tokenizer: str, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    streamed(cache, tokenizer)
+    hub.fetched.clear()
+    streamed(cache, tokenizer, f"data.published.files=[{FOLDER}/*00000-of-00002*]")
+    assert hub.fetched == []  # it is tokenised, and is now all that there is
+    assert len(streamed(cache, tokenizer, f"data.published.files=['{SECOND}']").train.shards) == 1
+
+
+def test_a_mixture_trains_its_tokenizer_on_a_few_files_of_a_stream(
+    hub: Hub, tmp_path: Path
+) -> None:
+    files = hub.repositories[WIKITEXT]
+    for number in range(2, 12):
+        files[f"{FOLDER}/train-{number:05d}-of-00002.parquet"] = files[FIRST]
+    words = ["data=mixture", "+data@data.sources.web=wikitext", "data.sources.web.stream=all"]
+    data = compose_config(*words, f"cache_root={tmp_path}").data
+    assert len(list(data.slices())) == 12
+    assert len(data.samples()) == 4
+
+
+def test_what_a_stream_left_is_no_download(hub: Hub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    data = compose_config(*SMALL, f"cache_root={cache}").data
+    (first, _) = data.slices()
+    next(data.read_slice(first, Path(), print))  # not to its end
+    assert kept(cache) == [Path(FIRST).name]
+    assert compose_config("data=wikitext", f"cache_root={cache}").data.lack is not None
 
 
 def test_a_plan_counts_a_stream_by_the_catalogue(hub: Hub, tmp_path: Path) -> None:
@@ -100,6 +171,15 @@ def test_a_plan_counts_a_stream_by_the_catalogue(hub: Hub, tmp_path: Path) -> No
 def test_a_stream_of_no_number_is_refused(asked: str, hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="say all, or a number of tokens such as 500m or 20b"):
         streamed(tmp_path, f"data.stream={asked}")
+
+
+def test_a_place_that_is_no_folder_is_refused(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in ("null", str(tmp_path / "file"), f"{tmp_path}/*"):
+        with pytest.raises(ConfigError, match="is no folder, for data.stream"):
+            streamed(tmp_path / "cache", f"data.path={path}")
+    with pytest.raises(ConfigError, match=r"data.path=/proc/1/none cannot be written to"):
+        streamed(tmp_path / "cache", "data.path=/proc/1/none")
 
 
 def test_terms_and_lost_files_are_said_in_one_line(hub: Hub, tmp_path: Path) -> None:

@@ -99,6 +99,14 @@ class Mixture(TextCorpus):
                 for slice in corpus.slices():
                     yield replace(slice, source=name)
 
+    def samples(self) -> list[Slice]:
+        corpora = self.corpora.items()
+        return [replace(each, source=name) for name, corpus in corpora for each in corpus.samples()]
+
+    @property
+    def is_fetched(self) -> bool:
+        return any(source.is_fetched for source in self.sources.values())
+
     def read_slice(self, slice: Slice, tokenizer: Path, on_bad: OnBad) -> Iterator[Document]:
         corpus = self.corpora[slice.source]
         chosen = on_bad if corpus.skips_bad else corpus.raise_unless_skipped

@@ -32,7 +32,11 @@ class PublishedText(PublishedCorpus, Text):
     def streamed(self) -> Stream | None:
         if self.stream is None:
             return None
-        return Stream(self.published, Path(str(self.path)).expanduser(), self.stream)
+        return Stream(self.published, self.path, self.stream)
+
+    @property
+    def is_fetched(self) -> bool:
+        return self.stream is not None
 
     @property
     def lack(self) -> ConfigError | None:
@@ -64,9 +68,9 @@ class PublishedText(PublishedCorpus, Text):
         if self.streamed is None or not isinstance(remote, Remote):
             yield from super().read_slice(slice, tokenizer, on_bad)
             return
-        file = self.streamed.fetch(remote)
-        yield from self.read(ranges_of(file, SLICE_BYTES, self.text_field), on_bad)
-        file.path.unlink(missing_ok=True)  # whoever reads its start alone comes again
+        with self.streamed.fetched(remote) as file:
+            yield from self.read(ranges_of(file, SLICE_BYTES, self.text_field), on_bad)
+            file.path.unlink()  # whoever reads its start alone comes again
 
     def fingerprint(self) -> str:
         if self.streamed is None:
