@@ -62,6 +62,7 @@ def main() -> None:
 def measure(scratch: Path, megabytes: int) -> dict[str, Any]:
     tokenizer = make_tokenizer(scratch / "tokenizer")
     rows = {}
+    library = {f"{threads} threads": library_rate(tokenizer, threads) for threads in (1, 2)}
     for size, all_workers in ((megabytes // 10, (1, 2)), (megabytes, (1,))):
         texts = scratch / f"texts_{size}"
         num_bytes = make_texts(texts, size * MB)
@@ -69,10 +70,10 @@ def measure(scratch: Path, megabytes: int) -> dict[str, Any]:
             row = undisturbed(scratch / f"{size}_{workers}", texts, tokenizer, workers)
             row["mb_per_second"] = num_bytes / MB / row["seconds"]
             rows[f"{size} MB, {workers} {'process' if workers == 1 else 'processes'}"] = row
+            print(f"{size} MB by {workers}: {row}", flush=True)
     name = f"{megabytes} MB, 2 processes, killed three times"
     rows[name] = killed(scratch / "killed", texts, tokenizer)
     is_same = rows[name]["sha"] == row["sha"]
-    library = {f"{threads} threads": library_rate(tokenizer, threads) for threads in (1, 2)}
     return {"rows": rows, "same_bytes": is_same, "library_mb_per_second": library}
 
 
