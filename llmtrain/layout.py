@@ -13,7 +13,7 @@ from llmtrain.trace import Trace
 
 MOST_MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # beyond, a larger micro-batch is no faster
 MOST_BF16_ACCUMULATION = 8  # micro-batches that bf16 gradients may add up without losing the last
-CLEARLY_FASTER = 0.95  # a prediction that is closer than that decides nothing
+CLEARLY_FASTER = 0.8  # a prediction that is closer decides nothing: it may be off by as much
 CPU_SHARE = 0.9  # of a machine's memory that its ranks may take: the rest is the system's
 
 Reasons = dict[str, str]
