@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -67,9 +68,19 @@ def documents_of(
             Document(example.id, *template.rendered(example, corpus.loss_on))
             for example in examples_of(corpus, only_held_out)
         ]
-    documents = corpus.documents()  # type: ignore[attr-defined]  # every other kind is text
+    documents = texts_of(corpus)
     pairs = ((document.split, document) for document in documents)
     return list(held_out(corpus, pairs)) if only_held_out else [document for _, document in pairs]
+
+
+def texts_of(corpus: Any) -> Iterator[Document]:
+    """The documents of a source of text; of a stream, those of the few files that stand for it."""
+    if not corpus.is_fetched:
+        yield from corpus.documents()
+        return
+    for slice in corpus.samples():
+        found = corpus.read_slice(slice, Path(), corpus.raise_unless_skipped)
+        yield from (document for document in found if not document.lack)
 
 
 def on_bad_of(corpus: Corpus) -> Callable[[ConfigError], None]:

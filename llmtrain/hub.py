@@ -33,7 +33,6 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-@cache
 def answers(address: str) -> bool:
     """Whether a server answers at all, through a proxy where one is set."""
     request = urllib.request.Request(address, method="HEAD")

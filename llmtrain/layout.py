@@ -13,7 +13,8 @@ from llmtrain.trace import Trace
 
 MOST_MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}  # beyond, a larger micro-batch is no faster
 MOST_BF16_ACCUMULATION = 8  # micro-batches that bf16 gradients may add up without losing the last
-CLEARLY_FASTER = 0.8  # a prediction that is closer decides nothing: it may be off by as much
+CLEARLY_FASTER = 0.95  # a prediction that is closer than that decides nothing
+CLEARLY_FASTER_MICRO_BATCH = 0.8  # of smaller ones, whose many small costs are foreseen worst
 CPU_SHARE = 0.9  # of a machine's memory that its ranks may take: the rest is the system's
 
 Reasons = dict[str, str]
@@ -132,10 +133,11 @@ def best_of_way(
         micro_batch=1,
         seq_len=problem.config.train.seq_len,
     )
-    return choose([problem.candidate(replace(base, micro_batch=size)) for size in micro_batches])
+    candidates = [problem.candidate(replace(base, micro_batch=size)) for size in micro_batches]
+    return choose(candidates, CLEARLY_FASTER_MICRO_BATCH)
 
 
-def choose(candidates: list[Candidate]) -> Candidate:
+def choose(candidates: list[Candidate], clearly: float = CLEARLY_FASTER) -> Candidate:
     """The first that fits, unless a later one is clearly faster; the smallest where none fits."""
     fitting = [one for one in candidates if one.fits]
     if not fitting:
@@ -143,7 +145,7 @@ def choose(candidates: list[Candidate]) -> Candidate:
     best = fitting[0]
     for one in fitting[1:]:
         if one.seconds is not None and best.seconds is not None:
-            best = one if one.seconds < CLEARLY_FASTER * best.seconds else best
+            best = one if one.seconds < clearly * best.seconds else best
     return best
 
 

@@ -88,7 +88,7 @@ class Stream:
         folder = self.folder / self.asked
         if (known := Record.load(folder)) is not None:
             return known
-        with self.alone(folder):
+        with self.alone(self.folder / "listing.lock"):
             return Record.load(folder) or self.listed(folder)
 
     def listed(self, folder: Path) -> Record:
@@ -97,6 +97,7 @@ class Stream:
         require_any(repository, held, self.published.files)
         sizes = {file.path: file.size for file in part_of(held, self.share)}
         found = Record(repository.name, repository.revision, sizes)
+        folder.mkdir(exist_ok=True)
         found.save(folder)
         return found
 
@@ -106,18 +107,25 @@ class Stream:
         return next((each.revision for each in listed if each), self.published.revision)
 
     @contextmanager
-    def alone(self, folder: Path) -> Iterator[None]:
-        """Make a folder, and keep other processes from listing meanwhile."""
+    def alone(self, lock: Path) -> Iterator[None]:
+        """Hold a lock, in a folder that is made for it.
+
+        It belongs to the process: a tokenizer that learns asks for texts from threads of its own.
+        """
         from filelock import FileLock
 
+        held = FileLock(lock, thread_local=False)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held.acquire()
         except OSError as error:
             reason = f"cannot be written to ({error.strerror})"
             remedy = "give data.path where files may lie while they are read"
             raise ConfigError("data.path", self.path, reason, remedy) from None
-        with FileLock(self.folder / "listing.lock"):
+        try:
             yield
+        finally:
+            held.release()
 
     @contextmanager
     def fetched(self, remote: Remote) -> Iterator[File]:
@@ -125,12 +133,9 @@ class Stream:
 
         Where it was not read to its end it is there already.
         """
-        from filelock import FileLock
-
         folder = self.folder / "files"
         path = folder / remote.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with self.alone(path.with_name(f"{path.name}.lock")):
             if not is_whole(path, remote.size):
                 self.check_room(remote)
                 repository = HuggingFace(remote.repository, remote.revision, is_model=False)

@@ -1,14 +1,17 @@
 """`data=<name> data.stream=...`: the hub's files are read one by one, and none is kept."""
 
+import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmtrain.data.shards import Manifest, prepare
 from llmtrain.errors import ConfigError, TrainingError
+from llmtrain.held_out import documents_of
 from llmtrain.plan.known import plan_as_known
 from tests.conftest import wait_until
 from tests.data.hub import FOLDER, MODULES, WIKITEXT, Hub
@@ -135,16 +138,40 @@ def test_other_files_of_the_catalogue_are_listed_anew(
     assert len(streamed(cache, tokenizer, f"data.published.files=['{SECOND}']").train.shards) == 1
 
 
+def add_files(hub: Hub, count: int) -> None:
+    files = hub.repositories[WIKITEXT]
+    for number in range(2, count):
+        files[f"{FOLDER}/train-{number:05d}-of-00002.parquet"] = files[FIRST]
+
+
 def test_a_mixture_trains_its_tokenizer_on_a_few_files_of_a_stream(
     hub: Hub, tmp_path: Path
 ) -> None:
-    files = hub.repositories[WIKITEXT]
-    for number in range(2, 12):
-        files[f"{FOLDER}/train-{number:05d}-of-00002.parquet"] = files[FIRST]
+    add_files(hub, 12)
     words = ["data=mixture", "+data@data.sources.web=wikitext", "data.sources.web.stream=all"]
     data = compose_config(*words, f"cache_root={tmp_path}").data
     assert len(list(data.slices())) == 12
     assert len(data.samples()) == 4
+
+
+def test_a_tokenizer_that_learned_from_a_stream_leaves_its_files_free(
+    hub: Hub, tmp_path: Path
+) -> None:
+    rows = [json.dumps({"text": f"row {number} of many"}) for number in range(2000)]
+    files = {f"part{number}.jsonl": "\n".join(rows).encode() for number in range(2)}
+    hub.repositories["org/rows"] = files
+    words = ["data.published.hub=org/rows", "data.published.files=['*.jsonl']"]
+    manifest = streamed(tmp_path / "cache", *words)
+    assert manifest.train.num_documents + manifest.held_out.num_documents == 4000
+    assert list((tmp_path / "cache/datasets").rglob("part*.jsonl")) == []
+
+
+def test_a_model_is_compared_on_the_documents_of_a_few_files(hub: Hub, tmp_path: Path) -> None:
+    add_files(hub, 12)
+    data = compose_config(*SMALL, f"cache_root={tmp_path}").data
+    unused: Any = None  # text is not written by a tokenizer
+    assert documents_of(data, unused, only_held_out=True)
+    assert len(hub.fetched) == 4
 
 
 def test_what_a_stream_left_is_no_download(hub: Hub, tmp_path: Path) -> None:

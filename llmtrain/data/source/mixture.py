@@ -100,8 +100,11 @@ class Mixture(TextCorpus):
                     yield replace(slice, source=name)
 
     def samples(self) -> list[Slice]:
-        corpora = self.corpora.items()
-        return [replace(each, source=name) for name, corpus in corpora for each in corpus.samples()]
+        found = []
+        for name, corpus in self.corpora.items():
+            with named(name):
+                found += [replace(slice, source=name) for slice in corpus.samples()]
+        return found
 
     @property
     def is_fetched(self) -> bool:
