@@ -91,6 +91,8 @@ def main() -> int:
     parser.add_argument("pages", nargs="*", metavar="PAGE", help="README.md, data.md, ...")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
+    # A shell that starts this in the background has it and all below it ignore Ctrl+C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as scratch:
         clone = prepared(Path(scratch))
         outcomes = list(typed(clone, options.pages))
