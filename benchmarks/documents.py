@@ -182,8 +182,8 @@ def marked(text: str) -> str:
 
 def adapted(clone: Path, words: list[str]) -> list[str]:
     """The words with what was prepared in their places, and small enough for this machine."""
-    is_raft = "--question" in words or "raft.json" in words
-    name = "tuned" if words[0] == "export" else "raft" if is_raft else "plain"
+    asks_raft = "--question" in words or "raft.json" in words
+    name = "tuned" if words[0] == "export" else "raft" if asks_raft else "plain"
     run = next(clone.glob(f"outputs/{name}*"))
     final = next(clone.glob("outputs/plain*")) / "final"
     sweep = next(clone.glob("outputs/swept*"))
@@ -201,6 +201,8 @@ def adapted(clone: Path, words: list[str]) -> list[str]:
         for told, here in alone.items():
             line = line.replace(told, here)
         return line.split()
+    if words[0] == "export" and "--out" not in words:  # the same run's may be there already
+        return [*words, "--out", f"exported_{zlib.crc32(' '.join(words).encode())}"]
     if words[0] != "run":
         return words
     return [*words, *smaller(words), *of_its_own(words)]
@@ -220,7 +222,8 @@ def smaller(words: list[str]) -> list[str]:
         return ["launcher=dry"]
     trials = ["sweep.num_trials=4"] if any(word.startswith("sweep=") for word in words) else []
     is_named = any(word.startswith(("model=", "sweep=", "mode=")) for word in words)
-    return [*STEPS, *trials, *([] if is_named else TINY)]
+    answers = ["train.seq_len=512"] if "data=raft" in words else []  # which follow documents
+    return [*STEPS, *answers, *trials, *([] if is_named else TINY)]
 
 
 def execute(clone: Path, words: list[str], document: str = "") -> Outcome:
