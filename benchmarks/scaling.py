@@ -39,11 +39,15 @@ BATCHES = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Study:
-    """One thing that grows; ``theory`` is the exponent of tokens/s that it should have."""
+    """One thing that grows.
+
+    ``theory`` is the exponent that tokens/s should have; None: that of what a token costs, where
+    FLOPs are all that takes time.
+    """
 
     name: str
     axis: str
-    theory: float
+    theory: float | None
     points: dict[float | None, list[str]]  # its value, or None for the FLOPs of a token -> words
     num_cores: int | None = None  # for each rank
 
@@ -60,7 +64,7 @@ def studies() -> Iterator[Study]:
     yield Study("size", "FLOPs of a token", -1, sizes)
     for model in ("mamba_tiny", "mamba2_tiny", "llama_tiny"):
         points = {length: of_length(model, length) for length in LENGTHS}
-        yield Study(f"length of {model}", "tokens of a sequence", 0, points)
+        yield Study(f"length of {model}", "tokens of a sequence", None, points)
     model = [*llama(384, 8, 8192), "train.seq_len=512"]
     points = {
         size: [*model, f"train.global_batch={size}", f"train.micro_batch={size}"]
@@ -107,7 +111,10 @@ def measure(study: Study, num_steps: int) -> dict[str, Any]:
             points.append(point(value, words, Path(scratch), num_steps, study.num_cores))
         print(f"{study.name}: {json.dumps(points[-1])}", flush=True)
     of = {key: [each[key] for each in points] for key in points[0]}
-    found = {"axis": study.axis, "theory": study.theory, "points": points}
+    theory = study.theory
+    if theory is None:
+        theory = -exponent(of["value"], of["flops_per_token"])
+    found = {"axis": study.axis, "theory": theory, "points": points}
     for quantity in ("tokens_per_second", "memory_gib"):
         found[f"exponent_of_{quantity}"] = exponent(of["value"], of[quantity])
     return found
@@ -141,6 +148,7 @@ def point(
     rates = [record["tokens_per_second"] for record in records]
     return {
         "value": flops if isinstance(value, tuple) else value,
+        "flops_per_token": flops,
         "tokens_per_second": median(rates),
         "slowest": min(rates),
         "fastest": max(rates),
@@ -161,7 +169,7 @@ def page(found: dict[str, Any], machine: str, day: str) -> str:
         memory = " ".join(f"{each['memory_gib']:.2f}" for each in points)
         speed = study["exponent_of_tokens_per_second"]
         cells = [name, f"{study['axis']}: {values}", rates, f"{speed:.2f}"]
-        cells += [f"{study['theory']:g}", memory, f"{study['exponent_of_memory_gib']:.2f}"]
+        cells += [f"{study['theory']:.2f}", memory, f"{study['exponent_of_memory_gib']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
