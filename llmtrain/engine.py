@@ -1,6 +1,5 @@
 """A plan as a model inside a DeepSpeed engine: the only place that starts DeepSpeed."""
 
-import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +27,10 @@ def start_ranks(plan: Plan, ranks: Ranks, meeting_seconds: float) -> "torch.devi
 
     Raises TrainingError naming those that have not come after so many seconds.
     """
-    os.environ["DS_ACCELERATOR"] = plan.device
+    import deepspeed
     import torch
 
     torch.set_num_threads(plan.threads_per_rank)
-    import deepspeed
-
     # A C++ operator for small messages between processes of one CPU: a long compilation at the
     # first start, for what gloo does as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

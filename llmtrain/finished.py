@@ -21,6 +21,7 @@ from llmtrain.config import RunConfig, load
 from llmtrain.errors import DONE, FAILED, REFUSED, STOPPED, ConfigError
 from llmtrain.folder import RunFolder
 from llmtrain.hardware import cpu_prefers_bf16
+from llmtrain.imports import uncollected
 
 if TYPE_CHECKING:
     import torch
@@ -186,7 +187,9 @@ def open_model(
     An adapter is put on its base. ``dtype`` is that of the weights; None: as they are stored.
     ``loading`` are transformers' own options for a base that is quantised.
     """
-    from transformers.utils import logging
+    with uncollected():
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+        from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

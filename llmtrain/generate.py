@@ -67,8 +67,6 @@ def parser() -> argparse.ArgumentParser:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Do what was asked. Raises ConfigError for what cannot be done."""
-    import torch
-
     check(arguments)
     asked = list(read_prompts(arguments))  # refused before a model is opened
     opened = (arguments.run, arguments.which, arguments.device, arguments.base)
@@ -76,6 +74,8 @@ def generate(arguments: argparse.Namespace) -> None:
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
     values = {name: getattr(arguments, name) for name in names}
     writer = Writer(finished, Sampling(**values, stop=tuple(arguments.stop)))
+    import torch
+
     torch.manual_seed(arguments.seed)
     if arguments.chat:
         chat(writer)

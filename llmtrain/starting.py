@@ -10,6 +10,7 @@ from llmtrain import checkpoint
 from llmtrain.checkpoint.store import mirror_of, remove_leftovers
 from llmtrain.config import RunConfig, load
 from llmtrain.folder import RunFolder, write_json
+from llmtrain.imports import import_deepspeed, uncollected
 from llmtrain.meeting import slow_ranks
 from llmtrain.metrics import Metrics
 from llmtrain.mode.base import base_of
@@ -37,6 +38,8 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     if ranks.is_first:
         for place in checkpoint_places(config, folder):
             remove_leftovers(place)
+    with uncollected():
+        import_libraries(config, plan)
     device = start_ranks(plan, ranks, config.launcher.meeting_seconds)
     import torch
     import torch.distributed as dist
@@ -51,7 +54,8 @@ def start(folder: RunFolder, ranks: Ranks) -> Run:
     if plan.num_nodes > 1 and (slow := slow_ranks(plan, control)) is not None:
         report(folder, ranks, "running", newest, phase="starting ranks", warning=slow)
     peak = peak_tflops(plan, control)
-    forced_imports(config, plan)
+    if plan.device == "cpu":
+        start_count()
     engine = build_engine(config, plan, manifest.vocabulary, device)
     run = Run(config, plan, folder, manifest, ranks, device, engine, control, peak)
     run.saver = saver_of(run)
@@ -113,8 +117,9 @@ def open_targets(run: Run, path: Path) -> "TeacherCache":
     return TeacherCache.open(path, header_of(run.config, run.plan, run.manifest))
 
 
-def forced_imports(config: RunConfig, plan: Plan) -> None:
-    """Import what would be imported on the way, and start the count of memory after it."""
+def import_libraries(config: RunConfig, plan: Plan) -> None:
+    """Import what would be imported on the way."""
+    import_deepspeed(plan.device)
     import torch._dynamo
     import torch.utils.tensorboard
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
@@ -127,8 +132,6 @@ def forced_imports(config: RunConfig, plan: Plan) -> None:
         import peft  # noqa: F401
     hf_config = config.model.hf_config()
     AutoModelForCausalLM._model_mapping.get(type(hf_config), None)  # imports the model's module
-    if plan.device == "cpu":
-        start_count()
 
 
 def peak_tflops(plan: Plan, control: Any) -> float | None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 
+from llmtrain.imports import import_deepspeed
 from llmtrain.trials.trainer import DEAF
 
 os.setsid()  # a signal to the sweep and all its kind is for the sweep to act upon
@@ -18,7 +19,6 @@ NAMES = (
     "torch._dynamo",
     "torch._inductor.compile_fx",
     "torch.utils.tensorboard",
-    "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "setuptools",
     "transformers",
@@ -31,6 +31,7 @@ NAMES = (
     "llmtrain.step",
 )
 
+import_deepspeed(os.environ["DS_ACCELERATOR"])
 for name in NAMES:
     importlib.import_module(name)
 if os.environ.get("DS_ACCELERATOR") == "cpu":  # elsewhere it asks for GPUs, which forks then cannot

@@ -1,0 +1,26 @@
+"""What a start imports, and what it leaves alone."""
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from llmtrain.imports import uncollected
+
+
+def test_deepspeed_is_imported_without_mlflow_which_can_be_imported_afterwards():
+    pytest.importorskip("mlflow", reason="needs mlflow: pip install -e '.[mlflow]'")
+    code = (
+        "import sys; from llmtrain.imports import import_deepspeed; import_deepspeed('cpu');"
+        "assert 'deepspeed' in sys.modules and 'mlflow' not in sys.modules;"
+        "import mlflow; assert mlflow.log_metric"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_garbage_is_collected_again_after_imports_that_failed():
+    with pytest.raises(ImportError), uncollected():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
