@@ -108,12 +108,20 @@ def peak_mib(call: Callable[[], Any], is_wide: bool = False) -> float:
     return account.peak_bytes / MIB
 
 
-def vocabulary_rows(blocks: int, tokens: int = 4096, words: int = 16384, width: int = 384) -> Any:
-    """Loss and gradients over a vocabulary, against torch's over all logits at once."""
+def vocabulary(
+    tokens: int = 4096, words: int = 16384, width: int = 384
+) -> tuple[torch.nn.Linear, Tensor, Tensor]:
+    """A head, features of some tokens and their labels."""
     torch.manual_seed(0)
     head = torch.nn.Linear(width, words, bias=False, dtype=torch.bfloat16)
     features_TD = torch.randn(tokens, width).bfloat16().requires_grad_()
-    labels_T = torch.randint(words, (tokens,))
+    return head, features_TD, torch.randint(words, (tokens,))
+
+
+def vocabulary_rows(blocks: int) -> Any:
+    """Loss and gradients over a vocabulary, against torch's over all logits at once."""
+    head, features_TD, labels_T = vocabulary()
+    tokens, words = len(labels_T), head.out_features
 
     def whole() -> None:
         cross_entropy(head(features_TD).float(), labels_T, reduction="sum").backward()

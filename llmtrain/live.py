@@ -25,6 +25,15 @@ class LiveTensors(TorchDispatchMode):
         self._storages: dict[int, Any] = {}
         self._ignored: set[int] = set()
 
+    def __enter__(self) -> Any:
+        products.supposed.append(self.has_wide_products)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        products.supposed.pop()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.has_wide_products and products.is_wide(func, args, kwargs):

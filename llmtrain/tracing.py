@@ -24,7 +24,7 @@ from llmtrain.trace import Setting, Trace
 if TYPE_CHECKING:
     from llmtrain.config import RunConfig
 
-TRACE_FORMAT = 10  # raise it when what is traced changes, so that older caches are not read
+TRACE_FORMAT = 11  # raise it when what is traced changes, so that older caches are not read
 LEAST_TOKENS = 512  # of a traced micro-batch: chunked kernels differ below their chunk
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmtrain.kernel import compiled
+from llmtrain.kernel import compiled, products
 from llmtrain.kernel.compiled_cross_entropy import loss_and_gradient
 from llmtrain.kernel.walk import walk
 
@@ -46,6 +46,9 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         features_TD, weight_VD, labels_T = inputs
+        dtype = features_TD.dtype
+        if dtype is torch.bfloat16 and products.are_wide():  # cast once, not for each chunk
+            features_TD, weight_VD = features_TD.float(), weight_VD.float()
         of_features, of_weight, _ = ctx.needs_input_grad
         of_features_TD = torch.empty_like(features_TD) if of_features else None
         of_weight_VD = torch.empty_like(weight_VD) if of_weight else None
@@ -65,7 +68,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             elif of_weight_VD is not None:
                 of_weight_VD.addmm_(grad_CV.t(), features_CD)
             del grad_CV  # or two chunks would be there at once
-        ctx.gradients = (of_features_TD, of_weight_VD)  # made here: nothing could be saved twice
+        made = (None if each is None else each.to(dtype) for each in (of_features_TD, of_weight_VD))
+        ctx.gradients = tuple(made)  # made here: nothing could be saved twice
         return total
 
     @staticmethod

@@ -25,6 +25,7 @@ FORMS = {  # of one matrix with another
 }
 
 _library: list[Any] = []  # what is registered lives as long as this does
+supposed: list[bool] = []  # of a process whose operations are only looked at, innermost last
 
 
 def install() -> None:
@@ -46,6 +47,11 @@ def install() -> None:
 def uninstall() -> None:
     """Leave products to torch again."""
     _library.clear()
+
+
+def are_wide() -> bool:
+    """Whether this process makes them in fp32, or looks at what one would do that does."""
+    return bool(_library) or supposed[-1:] == [True]
 
 
 def replaced(func: Any, own: Callable[..., Tensor], keys: Any, *args: Any, **named: Any) -> Tensor:

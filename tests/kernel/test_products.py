@@ -7,9 +7,12 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from llmtrain import choose, hardware
 from llmtrain.kernel import products
+from llmtrain.kernel.cross_entropy import LEAST_TOKENS, cross_entropy_of
+from llmtrain.live import LiveTensors
 from tests.test_compose import compose_config
 from tests.test_roofline import machine_of
 
@@ -75,6 +78,46 @@ def test_gradients_of_a_layer_are_those_of_torchs_own_products(wide: None) -> No
     products.uninstall()
     for mine, own in zip(ours, gradients(), strict=True):
         assert (mine - own).abs().max() <= own.abs().max() * 2**-6
+
+
+def vocabulary_loss(num_chunks: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of the loss over a vocabulary, and those of torch's own in double precision."""
+    tokens = num_chunks * LEAST_TOKENS
+    torch.manual_seed(0)
+    head = torch.nn.Linear(96, 500, bias=False, dtype=torch.bfloat16)
+    features_TD = numbers(tokens, 96).requires_grad_()
+    labels_T = torch.arange(tokens) % 500
+    cross_entropy_of(head, features_TD, labels_T).backward()
+    exact = [each.detach().double().requires_grad_() for each in (features_TD, head.weight)]
+    cross_entropy(exact[0] @ exact[1].t(), labels_T, reduction="sum").backward()
+    return [features_TD.grad, head.weight.grad], [each.grad for each in exact]  # type: ignore[list-item]
+
+
+def test_gradients_of_a_loss_over_a_vocabulary_are_rounded_once(wide: None) -> None:
+    for found, exact in zip(*vocabulary_loss(num_chunks=3), strict=True):
+        assert found.dtype is torch.bfloat16
+        assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-4).all()
+
+
+def test_a_loss_over_a_vocabulary_casts_the_same_however_many_chunks_it_takes(wide: None) -> None:
+    def num_casts(num_chunks: int) -> int:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            vocabulary_loss(num_chunks)
+        return sum(event.count for event in found.key_averages() if event.key == "aten::_to_copy")
+
+    assert num_casts(1) == num_casts(4) > 0
+
+
+def test_a_trace_of_the_loss_holds_what_the_loss_itself_does(wide: None) -> None:
+    def peak_bytes() -> int:
+        account = LiveTensors(has_wide_products=True)
+        with account:
+            vocabulary_loss(num_chunks=2)
+        return account.peak_bytes
+
+    taken = peak_bytes()
+    products.uninstall()
+    assert peak_bytes() == taken
 
 
 @pytest.mark.parametrize("rows", [1, 63])
