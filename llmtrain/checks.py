@@ -106,8 +106,27 @@ def check_recomputation(config: RunConfig) -> None:
 
 def check_vocabulary(config: RunConfig, facts: Facts, manifest: "Manifest | None") -> None:
     """A token beyond the embedding has no row; that of stored weights is as large as it is."""
-    if manifest is not None and manifest.vocabulary.size > facts.vocab_size:
-        size = manifest.vocabulary.size
+    if manifest is not None:
+        require_rows(config, facts, manifest.vocabulary.size)
+
+
+def check_given_tokenizer(config: RunConfig) -> None:
+    """Refuse one that exists and is too large before hours of text are read for it."""
+    from llmtrain.data.tokenizer import vocabulary_at
+
+    places = {
+        "model.path": config.tokenizer_path,
+        "data.tokenizer.path": config.data.tokenizer.path,
+    }
+    key, path = next((item for item in places.items() if item[1] is not None), ("", None))
+    if path is not None:
+        size = vocabulary_at(path, key, config.cache).size
+        require_rows(config, config.model.facts(config.cache), size)
+
+
+def require_rows(config: RunConfig, facts: Facts, size: int) -> None:
+    """Raise ConfigError where the embedding has fewer rows than a tokenizer has entries."""
+    if size > facts.vocab_size:
         reason = f"is smaller than the tokenizer's {size} entries"
         remedy = f"set it to {-(-size // 64) * 64} or take a smaller tokenizer"
         if config.model.path is not None:

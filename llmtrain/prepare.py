@@ -9,6 +9,7 @@ killed goes on where it was. After all shares, the command without --share puts 
 
 import argparse
 import re
+import sys
 from typing import TYPE_CHECKING
 
 from llmtrain.errors import ConfigError
@@ -34,10 +35,23 @@ def prepare(arguments: argparse.Namespace) -> None:
 
     config = composed(arguments.overrides)
     check_bounds(config)
+    warn_of_tokenizer(config)
     if arguments.share:
         prepare_one(config, arguments.share)
     else:
         prepare_all(config, arguments.verify)
+
+
+def warn_of_tokenizer(config: "RunConfig") -> None:
+    """Say now what a run with these words would be refused for; text is read for any model."""
+    from llmtrain.checks import check_given_tokenizer
+
+    try:
+        check_given_tokenizer(config)
+    except ConfigError as error:
+        if error.key != "model.config.vocab_size":
+            raise
+        print(f"warning: {error}", file=sys.stderr)
 
 
 def prepare_one(config: "RunConfig", share: str) -> None:

@@ -33,7 +33,7 @@ def main() -> int:
 def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None:
     """Train what the config asks for, or continue it; returns the final held-out loss."""
     from llmtrain.branch import parent_of
-    from llmtrain.checks import check, check_here
+    from llmtrain.checks import check, check_given_tokenizer, check_here
     from llmtrain.data.shards import find_manifest, prepare
     from llmtrain.job import Job
     from llmtrain.plan import make_plan
@@ -51,13 +51,16 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
     if config.sweep.searches and parent_process() is None:
         raise ConfigError("sweep", config.sweep.name, "is a search of many runs", "add -m")
     # Refused now if it cannot be: afterwards reading and tokenising may take hours.
-    estimated = make_plan(config, find_manifest(config.data, config.cache, config.tokenizer_path))
+    known = find_manifest(config.data, config.cache, config.tokenizer_path)
+    estimated = make_plan(config, known)
     require_fit(config, estimated)
     parent_of(config, estimated)
     deepspeed_config(estimated, config.zero.extra)
     config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
     if config.launcher.starts_ranks:
         check_here(config, estimated.offload_optimizer, estimated.offload_params)
+    if known is None:
+        check_given_tokenizer(config)
     with afterwards.preparing(config.on_finish):
         manifest = prepare(config.data, config.cache, config.tokenizer_path)
     for model in (config.model, config.teacher):

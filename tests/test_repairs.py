@@ -11,12 +11,15 @@ import torch
 
 from llmtrain.checks import check_compiler, check_interval, check_vocabulary, seconds_left
 from llmtrain.choose import choose_precision, warn_of_precision
+from llmtrain.data.shards import SHARDS
 from llmtrain.data.tokenizer import vocabulary_at
 from llmtrain.engine import build_model
 from llmtrain.errors import ConfigError
 from llmtrain.hardware import Machine, resolve
 from llmtrain.nvme import check_nvme, disks_of
 from llmtrain.plan import make_plan
+from llmtrain.prepare import warn_of_tokenizer
+from llmtrain.run import run
 from tests.finished_models import Models
 from tests.test_compose import compose_config
 
@@ -150,6 +153,19 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(models: Models, cache:
     stored = compose_config("model=pretrained", f"model.path={models.llama}")
     with pytest.raises(ConfigError, match="give the weights' own tokenizer"):
         check_vocabulary(stored, facts, manifest)
+
+
+def test_a_given_tokenizer_that_is_too_large_is_refused_before_text_is_read_for_it(
+    models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data=text", f"data.path={models.texts}", f"data.tokenizer.path={models.llama}"]
+    words += ["model.config.vocab_size=257", f"cache_root={tmp_path}", "hardware=cpux1"]
+    with pytest.raises(ConfigError) as refused:
+        run(compose_config(*words, f"output_root={tmp_path / 'outputs'}"))
+    assert said_by(refused).startswith("model.config.vocab_size=257 is smaller than the tokenizer")
+    assert not (tmp_path / SHARDS).exists() and not (tmp_path / "outputs").exists()
+    warn_of_tokenizer(compose_config(*words))
+    assert capsys.readouterr().err.endswith(f"warning: {said_by(refused)}\n")
 
 
 def offloading(path: Path | str | None, needed_gib: float = 0.1) -> list[str]:
