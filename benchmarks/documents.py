@@ -3,9 +3,10 @@
     python -m benchmarks.documents [PAGE ...]
 
 A clone gets the files and the finished runs that the guides speak of. Then each line of a shell
-block that is ours is typed there, with three changes: `<run>` and its like become what was
+block that is ours is typed there, with few changes: `<run>` and its like become what was
 prepared, what trains takes two small steps, and what needs a GPU, a queue or a second machine, or
-would shut this one down, is rehearsed (`launcher=dry`, `launcher.submit=false`). Nothing is fetched
+would shut this one down, is rehearsed (`launcher=dry`, `launcher.submit=false`). Runs get seeds
+and exports places of their own, so that none is done already. Nothing is fetched
 or sent: the hub and trackers are offline. A command ends well, or is refused in one line for what
 this machine lacks; a traceback never counts. Writes results/<date>-<machine>/documents.md, and
 exits 1 if any command failed.

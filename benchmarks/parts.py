@@ -32,7 +32,7 @@ from llmtrain.compose import composed
 from llmtrain.data.order import step_sequences
 from llmtrain.data.sequences import TokenSequences
 from llmtrain.data.shards import prepare
-from llmtrain.folder import write_json, write_text
+from llmtrain.folder import finite, write_json, write_text
 from llmtrain.hardware import cpu_name, cpu_prefers_bf16, num_cores
 from llmtrain.kernel import products
 from llmtrain.kernel.block_attention import block_attention
@@ -71,10 +71,15 @@ def main() -> None:
     rows = [*vocabulary_rows(options.blocks), *attention_rows(options.blocks), *loader_rows()]
     rows += start_rows(options)
     folder = options.out / f"{date.today()}-{platform.machine()}"
-    write_json(folder / "parts.json", {"machine": cpu_name(), "rows": [vars(r) for r in rows]})
+    write_json(folder / "parts.json", {"machine": cpu_name(), "rows": [known(r) for r in rows]})
     text = page(rows)
     write_text(folder / "parts.md", text)
     print(text)
+
+
+def known(row: Row) -> dict[str, Any]:
+    """A row as JSON has it."""
+    return {name: finite(value) for name, value in vars(row).items()}
 
 
 def taking_turns(blocks: int, *calls: Callable[[], Any]) -> list[float]:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def start_ranks(plan: Plan, ranks: Ranks, meeting_seconds: float) -> "torch.device":
     """Join the process group and take this rank's device and share of cores.
 
-    Raises TrainingError naming those that have not come after so many seconds.
+    DeepSpeed has been imported for the plan's device. Raises TrainingError naming those ranks that
+    have not come after so many seconds.
     """
     import deepspeed
     import torch

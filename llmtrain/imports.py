@@ -13,6 +13,7 @@ def uncollected() -> Iterator[None]:
 
     Imports make millions of objects and hardly any garbage, and each search goes through all.
     """
+    gc.collect()  # what is garbage by now would stay
     gc.disable()
     try:
         yield

@@ -31,7 +31,7 @@ NAMES = (
     "llmtrain.step",
 )
 
-import_deepspeed(os.environ["DS_ACCELERATOR"])
+import_deepspeed(os.environ.get("DS_ACCELERATOR", "cpu"))  # none: a start after a death
 for name in NAMES:
     importlib.import_module(name)
 if os.environ.get("DS_ACCELERATOR") == "cpu":  # elsewhere it asks for GPUs, which forks then cannot

@@ -111,7 +111,9 @@ def preloaded(config: RunConfig) -> list[str]:
     found = ["llmtrain.trials.imports"]
     if kind is not None:
         found.append(f"transformers.models.{kind}.modeling_{kind}")
-    return [*found, "peft"] if config.adapter.freezes else found
+    # On a GPU peft imports bitsandbytes, which asks CUDA what there is: a fork could not use it.
+    is_with_peft = config.adapter.freezes and resolve(config.hardware).device == "cpu"
+    return [*found, "peft"] if is_with_peft else found
 
 
 def train(
