@@ -195,6 +195,8 @@ def shared_environment(threads: int, place: Place = HERE) -> dict[str, str]:
             "OMP_NUM_THREADS": str(threads),
             "LLMTRAIN_PARENT": str(os.getpid()),
             "PYTHONPATH": code_path(),
+            # Where DeepSpeed looks for ninja, also of an environment that was not activated.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         }
     )
 

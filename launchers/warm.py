@@ -24,6 +24,7 @@ LATE = (
     "OMP_NUM_THREADS",  # torch is told again
     "CUDA_VISIBLE_DEVICES",
     "PYTHONPATH",
+    "PATH",
     "LLMTRAIN_",
 )
 
@@ -43,7 +44,7 @@ def can_fork(environment: dict[str, str]) -> bool:
         for name, value in environment.items()
         if not name.startswith(LATE)
     )
-    return is_warm and same and has_one_thread()
+    return is_warm and same and has_one_thread() and not has_cuda()
 
 
 def has_one_thread() -> bool:
@@ -52,6 +53,12 @@ def has_one_thread() -> bool:
         return len(os.listdir("/proc/self/task")) == 1
     except FileNotFoundError:
         return False
+
+
+def has_cuda() -> bool:
+    """Whether this process has asked CUDA for something, which a fork of it then cannot."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 class Fork:

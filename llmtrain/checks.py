@@ -12,7 +12,7 @@ from llmtrain.kernel.packed import keeps_apart
 from llmtrain.model.facts import Facts
 from llmtrain.offloading import require_libaio
 from llmtrain.on_finish import Shutdown
-from llmtrain.optimizer.base import require_compiler
+from llmtrain.optimizer.base import require_compiler, require_toolkit
 from llmtrain.schema import check_bounds
 
 if TYPE_CHECKING:
@@ -217,12 +217,14 @@ def check_documents(config: RunConfig, facts: Facts) -> None:
         raise ConfigError(key, "true", reason, f"set {key}=false")
 
 
-def check_here(config: RunConfig, offload_optimizer: str, offload_params: str) -> None:
+def check_here(config: RunConfig, device: str, offload_optimizer: str, offload_params: str) -> None:
     """Raise ConfigError for what this machine lacks to train a run that can be planned anywhere."""
     config.adapter.check_here(config.model.path)
     config.optimizer.check_here()
     check_after_the_end(config)
     check_compiler(config, offload_optimizer, offload_params)
+    if device == "cuda" and not config.launcher.queues:  # a job may load one as its module
+        check_toolkit(config, offload_optimizer, offload_params)
 
 
 def check_after_the_end(config: RunConfig) -> None:
@@ -244,6 +246,15 @@ def check_compiler(config: RunConfig, offload_optimizer: str, offload_params: st
     for name, place in (("optimizer", offload_optimizer), ("params", offload_params)):
         if place == "nvme":
             require_libaio(f"zero.offload_{name}")
+
+
+def check_toolkit(config: RunConfig, offload_optimizer: str, offload_params: str) -> None:
+    """What DeepSpeed compiles for a GPU at the start needs nvcc on this machine."""
+    if config.optimizer.compiles_for_gpu and offload_optimizer == "none":
+        require_toolkit("optimizer", config.optimizer.kind, "take optimizer=adamw")
+    for name, place in (("optimizer", offload_optimizer), ("params", offload_params)):
+        if place == "nvme":
+            require_toolkit(f"zero.offload_{name}", place, "take cpu")
 
 
 def check_interval(

@@ -32,9 +32,10 @@ def start_ranks(plan: Plan, ranks: Ranks, meeting_seconds: float) -> "torch.devi
     import torch
 
     torch.set_num_threads(plan.threads_per_rank)
-    # A C++ operator for small messages between processes of one CPU: a long compilation at the
-    # first start, for what gloo does as well.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if plan.device == "cpu":
+        # A C++ operator for small messages between processes of one CPU: a long compilation at the
+        # first start, for what gloo does as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if plan.device == "cuda":
         torch.cuda.set_device(ranks.local_rank)
         torch.set_float32_matmul_precision("high")

@@ -135,7 +135,7 @@ def gpu_machine(asked: Hardware, gpus: list[Gpu]) -> Machine:
         device_name=name,
         gpus_per_node=asked.gpus_per_node or len(gpus) or 1,
         num_nodes=asked.num_nodes,
-        memory_gib=asked.memory_gib or min(gpu.memory_gib for gpu in gpus),
+        memory_gib=asked.memory_gib or min(map(usable_gib, gpus)),
         host_memory_gib=asked.host_memory_gib or host_memory_gib(),
         peak_tflops=peak,
         has_bf16=has_bf16,
@@ -219,6 +219,13 @@ def all_gpus() -> list[Gpu]:
         Gpu(number, uuid, name, float(mib) / 1024, float(capability))
         for number, uuid, name, mib, capability in (row for row in rows if is_whole(row))
     ]
+
+
+def usable_gib(gpu: Gpu) -> float:
+    """What CUDA has of a card: nvidia-smi's total counts the driver's own part of it, too."""
+    known: float | None = known_card(gpu.name).get("memory_gib")
+    is_same = known is not None and known <= gpu.memory_gib < 1.05 * known  # cards get enlarged
+    return known if known is not None and is_same else gpu.memory_gib
 
 
 def is_whole(row: list[str]) -> bool:

@@ -95,14 +95,18 @@ def interpolated(curve: Curve, size: float) -> float:
 
 
 def rates_of(machine: Machine, cache: Path) -> Rates | None:
-    """Measured where the machine is this one, else from its datasheet; None where none is known."""
-    if not machine.is_here:
-        return datasheet(machine)
+    """A GPU's from its datasheet, else measured where it is here; None where nothing is known.
+
+    What is measured suits a CPU: on a GPU operations so small take as long as their launch.
+    """
+    known = datasheet(machine)
+    if known is not None or not machine.is_here:
+        return known
     try:
         return calibrated(machine, cache)
     # A GPU that is full or not torch's to use, a cache that cannot be written to.
     except (RuntimeError, subprocess.TimeoutExpired, OSError):
-        return datasheet(machine)
+        return None
 
 
 # Of datasheet figures, what training attains: assumed with care, not measured, except where said.

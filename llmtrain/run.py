@@ -58,7 +58,8 @@ def run(config: RunConfig, afterwards: Afterwards | None = None) -> float | None
     deepspeed_config(estimated, config.zero.extra)
     config.launcher.check(estimated.device, estimated.gpus_per_node, estimated.num_nodes)
     if config.launcher.starts_ranks:
-        check_here(config, estimated.offload_optimizer, estimated.offload_params)
+        offloads = (estimated.offload_optimizer, estimated.offload_params)
+        check_here(config, estimated.device, *offloads)
     if known is None:
         check_given_tokenizer(config)
     with afterwards.preparing(config.on_finish):

@@ -352,7 +352,7 @@ def test_an_adapter_on_fresh_weights_can_be_planned_and_not_trained(cache: Path)
     config = compose_config(*LORA, "hardware=h100x1", f"cache_root={cache}")
     assert make_plan(config).adapter == "lora"
     with pytest.raises(ConfigError, match="adapter=lora adapts weights that exist"):
-        check_here(config, "none", "none")
+        check_here(config, "cpu", "none", "none")
 
 
 def test_an_adapter_is_no_model_to_train_on(models: Models, alone: dict[str, Outcome]) -> None:

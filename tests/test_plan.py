@@ -11,7 +11,7 @@ import pytest
 
 from llmtrain.choose import choose_scan
 from llmtrain.errors import ConfigError
-from llmtrain.hardware import known_peak, resolve, visible_gpus
+from llmtrain.hardware import Gpu, known_peak, resolve, usable_gib, visible_gpus
 from llmtrain.plan import Plan, make_plan
 from llmtrain.throughput import flops_per_token, model_flops_utilisation
 from tests.conftest import Command
@@ -152,6 +152,19 @@ def test_cuda_visible_devices_is_honoured_by_number_and_by_uuid(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
     assert "".join(gpu.uuid[4] for gpu in visible_gpus()) == uuids
+
+
+@pytest.mark.parametrize(
+    ("name", "mib", "gib"),
+    [
+        ("NVIDIA GeForce RTX 4090", 24564, 23.6),
+        ("NVIDIA GeForce RTX 4090", 49140, 49140 / 1024),  # one that was given more
+        ("NVIDIA A800-SXM4-80GB", 81920, 79.1),
+        ("Some card of next year", 24564, 24564 / 1024),
+    ],
+)
+def test_a_known_card_has_the_memory_that_cuda_gives_of_it(name: str, mib: int, gib: float) -> None:
+    assert usable_gib(Gpu("0", "GPU-a", name, mib / 1024, 8.9)) == gib
 
 
 @pytest.mark.parametrize(

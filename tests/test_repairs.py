@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from functools import cache as once
 from pathlib import Path
@@ -9,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmtrain.checks import check_compiler, check_interval, check_vocabulary, seconds_left
+from launchers.local import shared_environment
+from llmtrain.checks import (
+    check_compiler,
+    check_interval,
+    check_toolkit,
+    check_vocabulary,
+    seconds_left,
+)
 from llmtrain.choose import choose_precision, warn_of_precision
 from llmtrain.data.shards import SHARDS
 from llmtrain.data.tokenizer import vocabulary_at
@@ -17,6 +25,7 @@ from llmtrain.engine import build_model
 from llmtrain.errors import ConfigError
 from llmtrain.hardware import Machine, resolve
 from llmtrain.nvme import check_nvme, disks_of
+from llmtrain.optimizer import base
 from llmtrain.plan import make_plan
 from llmtrain.prepare import warn_of_tokenizer
 from llmtrain.run import run
@@ -224,6 +233,30 @@ def test_offload_to_nvme_without_libaio_is_refused(
         "zero.offload_params=nvme needs libaio and its header, which are not found; "
         "run: apt-get install libaio-dev, or take cpu."
     )
+
+
+def test_what_is_compiled_for_a_gpu_is_refused_without_nvcc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "USUAL_NVCC", tmp_path / "nvcc")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    lion = compose_config("optimizer=lion")
+    with pytest.raises(ConfigError, match="^optimizer=lion is compiled for the GPU, and no CUDA"):
+        check_toolkit(lion, "none", "none")
+    check_toolkit(lion, "cpu", "none")
+    with pytest.raises(ConfigError, match="^zero.offload_params=nvme is compiled for the GPU"):
+        check_toolkit(compose_config(), "cpu", "nvme")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    check_toolkit(lion, "none", "nvme")
+
+
+def test_ranks_find_the_programs_of_their_environment_also_if_it_was_not_activated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/bin")
+    assert shared_environment(1)["PATH"] == f"{Path(sys.executable).parent}:/bin"
 
 
 def test_a_checkpoint_later_than_the_end_of_the_job_is_refused() -> None:

@@ -135,7 +135,13 @@ def cross_entropy_sum(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
     """
     logits_TV, labels_T = logits_BLV.flatten(0, -2), labels_BL.flatten()
     if not logits_TV.requires_grad:
-        return torch.nn.functional.cross_entropy(
-            logits_TV.float(), labels_T.clamp(min=-100), ignore_index=-100, reduction="sum"
-        )
+        total = logits_TV.new_zeros((), dtype=torch.float32)
+        for rows in range(0, len(labels_T), CHUNK_TOKENS):  # in fp32 only some at a time
+            logits_RV, labels_R = (
+                each[rows : rows + CHUNK_TOKENS] for each in (logits_TV, labels_T)
+            )
+            total += torch.nn.functional.cross_entropy(
+                logits_RV.float(), labels_R.clamp(min=-100), ignore_index=-100, reduction="sum"
+            )
+        return total
     return CrossEntropySum.apply(logits_TV, labels_T)

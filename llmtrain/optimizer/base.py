@@ -1,8 +1,10 @@
 """What every optimizer declares and builds."""
 
 import importlib.util
+import os
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmtrain.errors import ConfigError
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from llmtrain.trace import Weights
 
 
+USUAL_NVCC = Path("/usr/local/cuda/bin/nvcc")  # where torch looks last
+
+
 @dataclass
 class Optimizer(Part):
     """Settings of an update rule, and where it works.
@@ -24,7 +29,8 @@ class Optimizer(Part):
     for each parameter beside the fp32 master copy (``state_follows_weights``: half of that beside
     bf16 weights without one); ``whole_gradients`` that every rank has to see the whole gradient of
     a matrix; ``moves`` that its state can be cut anew for other ranks and stages;
-    ``names_compiler`` that its code is marked for torch's compiler, which is then imported.
+    ``names_compiler`` that its code is marked for torch's compiler, which is then imported;
+    ``compiles_for_gpu`` that DeepSpeed builds it with nvcc where its state is on a GPU.
     ``train.grad_clip`` points at ``grad_clip``.
     """
 
@@ -39,6 +45,7 @@ class Optimizer(Part):
     whole_gradients: ClassVar[bool] = False
     moves: ClassVar[bool] = True
     names_compiler: ClassVar[bool] = False
+    compiles_for_gpu: ClassVar[bool] = False
 
     def check(self, device: str, grad_clip: float) -> None:
         """Raise ConfigError where this optimizer cannot work on ``device`` (cpu or cuda)."""
@@ -77,6 +84,15 @@ def require_package(key: str, value: str, package: str, pip_line: str) -> None:
         raise ConfigError(
             key, value, f"needs {package}, which is not installed", f"run: {pip_line}"
         )
+
+
+def require_toolkit(key: str, value: str, remedy: str) -> None:
+    """Raise ConfigError where nvcc is not found for what DeepSpeed compiles for a GPU."""
+    is_told = any(os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH"))
+    if not is_told and shutil.which("nvcc") is None and not USUAL_NVCC.exists():
+        reason = "is compiled for the GPU, and no CUDA toolkit (nvcc) is found"
+        remedy = f"install that of torch's CUDA and export CUDA_HOME, or {remedy}"
+        raise ConfigError(key, value, reason, remedy)
 
 
 def require_compiler(key: str, value: str, remedy: str) -> None:

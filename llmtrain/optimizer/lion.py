@@ -22,6 +22,7 @@ class Lion(Optimizer):
     beta2: float = learned(0.99, low=0, high=1)
 
     offloads: ClassVar[bool] = True
+    compiles_for_gpu: ClassVar[bool] = True
     state_bytes: ClassVar[float] = 4.0
 
     def check_here(self) -> None:

@@ -41,6 +41,18 @@ def test_the_loss_without_a_gradient_is_the_same() -> None:
     assert plain.item() == pytest.approx(cross_entropy_sum(logits_BLV, labels_BL).item(), rel=1e-6)
 
 
+def test_an_evaluation_has_few_logits_in_fp32_at_a_time() -> None:
+    logits_TV = torch.randn(8 * CHUNK_TOKENS, 3000, dtype=torch.bfloat16)
+    labels_T = labelled(len(logits_TV), 3000)
+    account = LiveTensors()
+    account.ignore([logits_TV])
+    with account:
+        found = cross_entropy_sum(logits_TV, labels_T)
+    assert account.peak_bytes <= 3 * CHUNK_TOKENS * 3000 * 4
+    exact = cross_entropy(logits_TV.double(), labels_T, reduction="sum")
+    assert found.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
 def test_only_the_gradient_is_kept_for_the_backward_pass() -> None:
     kept = 0
 
