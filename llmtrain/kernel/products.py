@@ -25,7 +25,7 @@ FORMS = {  # of one matrix with another
 }
 
 _library: list[Any] = []  # what is registered lives as long as this does
-supposed: list[bool] = []  # of a process whose operations are only looked at, innermost last
+supposed: list[bool] = []  # of another process whose operations are looked at, innermost last
 
 
 def install() -> None:
@@ -51,7 +51,7 @@ def uninstall() -> None:
 
 def are_wide() -> bool:
     """Whether this process makes them in fp32, or looks at what one would do that does."""
-    return bool(_library) or supposed[-1:] == [True]
+    return supposed[-1] if supposed else bool(_library)
 
 
 def replaced(func: Any, own: Callable[..., Tensor], keys: Any, *args: Any, **named: Any) -> Tensor:

@@ -120,6 +120,20 @@ def test_a_trace_of_the_loss_holds_what_the_loss_itself_does(wide: None) -> None
     assert peak_bytes() == taken
 
 
+def test_a_trace_for_another_machine_is_none_of_what_is_installed_here(wide: None) -> None:
+    def peak_bytes() -> int:
+        account = LiveTensors(has_wide_products=False)
+        features_TD = numbers(2 * LEAST_TOKENS, 96).requires_grad_()
+        head = torch.nn.Linear(96, 500, bias=False, dtype=torch.bfloat16)
+        with account:
+            cross_entropy_of(head, features_TD, torch.arange(len(features_TD)) % 500).backward()
+        return account.peak_bytes
+
+    taken = peak_bytes()
+    products.uninstall()
+    assert peak_bytes() == taken
+
+
 @pytest.mark.parametrize("rows", [1, 63])
 def test_a_small_product_and_one_of_another_dtype_stay_torchs(rows: int, wide: None) -> None:
     small, enough = numbers(rows, 96), numbers(64, 96)
