@@ -114,11 +114,9 @@ def check_given_tokenizer(config: RunConfig) -> None:
     """Refuse one that exists and is too large before hours of text are read for it."""
     from llmtrain.data.tokenizer import vocabulary_at
 
-    places = {
-        "model.path": config.tokenizer_path,
-        "data.tokenizer.path": config.data.tokenizer.path,
-    }
-    key, path = next((item for item in places.items() if item[1] is not None), ("", None))
+    key, path = "model.path", config.tokenizer_path
+    if path is None:
+        key, path = "data.tokenizer.path", config.data.tokenizer.path
     if path is not None:
         size = vocabulary_at(path, key, config.cache).size
         require_rows(config, config.model.facts(config.cache), size)
