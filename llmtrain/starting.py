@@ -145,7 +145,8 @@ def peak_tflops(plan: Plan, control: Any) -> float | None:
         return plan.peak_tflops * plan.world_size
     if plan.device != "cpu":
         return None
-    peak = torch.tensor(measure_matmul_tflops(plan.device, plan.dtype_name))
+    dtype_name = "float32" if plan.has_wide_products else plan.dtype_name
+    peak = torch.tensor(measure_matmul_tflops(plan.device, dtype_name))
     dist.all_reduce(peak, group=control)
     return float(peak)
 

@@ -1,6 +1,7 @@
 """On a CPU that multiplies fp32 faster, products of bf16 are made in fp32 and come out the same."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from llmtrain import choose, hardware
+from llmtrain import choose, hardware, throughput
 from llmtrain.kernel import products
 from llmtrain.kernel.cross_entropy import LEAST_TOKENS, cross_entropy_of
 from llmtrain.live import LiveTensors
+from llmtrain.starting import peak_tflops
 from tests.test_compose import compose_config
 from tests.test_roofline import machine_of
 
@@ -132,6 +134,18 @@ def test_a_trace_for_another_machine_is_none_of_what_is_installed_here(wide: Non
     taken = peak_bytes()
     products.uninstall()
     assert peak_bytes() == taken
+
+
+@pytest.mark.parametrize("is_wide", [True, False])
+def test_utilisation_is_a_share_of_the_products_that_are_made(
+    is_wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"float32": 2.0, "bfloat16": 1.0}
+    monkeypatch.setattr(throughput, "measure_matmul_tflops", lambda device, name: rates[name])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
+    told = {"dtype_name": "bfloat16", "has_wide_products": is_wide}
+    plan: Any = SimpleNamespace(peak_tflops=None, device="cpu", **told)
+    assert peak_tflops(plan, control=None) == (2.0 if is_wide else 1.0)
 
 
 @pytest.mark.parametrize("rows", [1, 63])
