@@ -42,7 +42,8 @@ def is_gone(folder: Path) -> Callable[[], bool]:
 
 
 def test_one_line_leaves_a_finished_folder_and_the_same_line_says_so(command: Command) -> None:
-    words = [*QUICK, "train.max_steps=20", "hardware=cpux2"]
+    # The plan takes stage 0 or 1, as fits the machine; at 0 alone Muon's norm is known.
+    words = [*QUICK, "train.max_steps=20", "hardware=cpux2", "zero.stage=0"]
     ended = command.run(*words)
     assert ended.returncode == 0, ended.stderr
     assert "bits per byte" in ended.stdout
