@@ -117,7 +117,7 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
     """The model as the plan wants it: dtype, attention, scan kernel, recomputation, compilation."""
     import torch
 
-    from llmtrain.kernel import mixers, products
+    from llmtrain.kernel import grouped_query, mixers, products
 
     # No pad_token_id: an embedding freezes the row of its padding, and this row ends documents.
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.eos_id)
@@ -130,6 +130,8 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
     mixers.install(model.config.model_type, plan.scan_kernel or "transformers", config.cache)
     if plan.has_wide_products:
         products.install()
+    if grouped_query.wants_repeats(plan.device, plan.dtype_name):
+        grouped_query.repeating().start()
     recompute(model, plan.activation_checkpointing)
     model.name_or_path = config.model.address  # where an adapter says that its model lies
     model = config.adapter.put_on(model, adaptable(model))

@@ -135,7 +135,14 @@ class Account:
             "reduction of gradients": self.reduction(),
             "optimizer step": self.step(),
         }
-        return {moment: added(always, found) for moment, found in at.items()}
+        found = {moment: added(always, found) for moment, found in at.items()}
+        return {"building of the model": self.building(), **found}
+
+    def building(self) -> Bytes:
+        """Every rank has the whole model before stage 3 partitions it."""
+        weights = self.trace.weights
+        whole = self.width * self.count + weights.frozen_bytes + weights.buffer_bytes
+        return {"weights": whole, "teacher": weights.teacher_bytes}
 
     def always(self) -> Bytes:
         """Weights, masters and states, and buffers that stay, on the device."""

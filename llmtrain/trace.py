@@ -1,9 +1,10 @@
 """What was seen of a micro-batch's forward and backward: bytes that live when, and each op.
 
 A deep model is seen with few of its layers, in small micro-batches: bytes and ops are affine in the
-number of layers and in the micro-batch.
+number of layers, and in the micro-batch between and beyond those that are seen.
 """
 
+from bisect import bisect
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -106,10 +107,14 @@ class Trace:
 
 
 def line(places: list[int], values: list[float], wanted: int) -> float:
-    """The value at ``wanted`` on the line through the first and the last of some points."""
+    """The value at ``wanted`` on the lines from each of some points, in order, to the next.
+
+    The first and the last go on beyond their points; a single point's line comes from 0.
+    """
     if wanted in places:
         return float(values[places.index(wanted)])
     if len(places) == 1:
         return values[0] * wanted / places[0]
-    slope = (values[-1] - values[0]) / (places[-1] - places[0])
-    return values[0] + slope * (wanted - places[0])
+    after = min(max(bisect(places, wanted), 1), len(places) - 1)
+    (one, at_one), (two, at_two) = list(zip(places, values, strict=True))[after - 1 : after + 1]
+    return at_one + (at_two - at_one) / (two - one) * (wanted - one)

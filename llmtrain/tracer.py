@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llmtrain.config import RunConfig
-from llmtrain.kernel import block_attention, mixers, walk
+from llmtrain.kernel import block_attention, grouped_query, mixers, walk
 from llmtrain.layers import depth_of, stack_of
 from llmtrain.live import LiveTensors
 from llmtrain.model.facts import possible_attention
@@ -48,6 +48,8 @@ class Tracer:
             stack.callback(torch.set_num_threads, threads)
             stack.enter_context(patch.object(walk, "planned_device", self.setting.device))
             stack.enter_context(patch("transformers.masking_utils.is_tracing", lambda *_: False))
+            if grouped_query.wants_repeats(self.setting.device, self.setting.dtype):
+                stack.enter_context(grouped_query.repeating())
             if self.setting.is_packed:
                 packed = "transformers.masking_utils.find_packed_sequence_indices"
                 stack.enter_context(patch(packed, torch.zeros_like))

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,9 @@ from llmtrain.trace import Setting, Trace
 if TYPE_CHECKING:
     from llmtrain.config import RunConfig
 
-TRACE_FORMAT = 11  # raise it when what is traced changes, so that older caches are not read
+TRACE_FORMAT = 12  # raise it when what is traced changes, so that older caches are not read
 LEAST_TOKENS = 512  # of a traced micro-batch: chunked kernels differ below their chunk
+LOSS_CHUNKS = (1024, 4096)  # learned tokens: two chunks of the loss; eight, which grow beyond
 
 
 def trace(config: "RunConfig", setting: Setting) -> Trace:
@@ -74,7 +76,7 @@ def traced(config: "RunConfig", setting: Setting) -> Trace:
         tracer = Tracer(config, setting)
         samples = [
             tracer.sample(num_layers, batch)
-            for batch in batches_of(config)
+            for batch in batches_of(config, setting)
             for num_layers in tracer.depth.traced
         ]
     return Trace(tracer.depth.num_layers, tracer.weights(), tuple(samples))
@@ -92,9 +94,16 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def batches_of(config: "RunConfig") -> list[int]:
-    """The micro-batches to trace: the one that was asked for, or two to draw a line through."""
+def batches_of(config: "RunConfig", setting: Setting) -> list[int]:
+    """The micro-batches to trace: the one that was asked for, or those to draw lines through.
+
+    A CPU's are small; a GPU's go on past where the chunks of the loss begin to grow.
+    """
     if config.train.micro_batch is not None:
         return [config.train.micro_batch]
-    least = -(-LEAST_TOKENS // config.train.seq_len)
-    return [least, 2 * least]
+    if setting.device == "cpu":
+        least = ceil(LEAST_TOKENS / config.train.seq_len)
+        return [least, 2 * least]
+    learned = config.train.seq_len * setting.learned_share
+    few, many = (ceil(tokens / learned) for tokens in LOSS_CHUNKS)
+    return sorted({few, many, 2 * many})

@@ -157,6 +157,46 @@ def test_few_layers_and_small_micro_batches_tell_what_the_whole_takes(
     assert told.kept(4) == pytest.approx(whole.kept, rel=1e-3)
 
 
+@pytest.mark.parametrize("batch", [4, 8, 32])
+@pytest.mark.parametrize(("mode", "learned_share"), [("pretrain", 1.0), ("sft", 0.5)])
+def test_a_gpus_large_micro_batches_have_an_eighth_of_the_logits(
+    batch: int, mode: str, learned_share: float, cache: Path
+) -> None:
+    """512 rows of them up to 4,096 tokens, and more beyond: a line would miss the bend."""
+    words = ["model.config.vocab_size=32000", "train.seq_len=512", "train.global_batch=32"]
+    config = config_of("llama", cache, *words, f"mode={mode}")
+    asked = setting("llama", "bfloat16")._replace(device="cuda", learned_share=learned_share)
+    whole, told = Tracer(config, asked).sample(2, batch), traced(config, asked)
+    most = max(whole.peaks[phase][0] for phase in PHASES)
+    assert told.peak(batch, PHASES, with_gradients=False) == pytest.approx(most, rel=1e-3)
+
+
+def test_fp16_has_all_logits_at_once_and_is_traced_so(cache: Path) -> None:
+    """Their gradient is scaled before the head's is summed up: or it could pass 65504."""
+    words = ["model.config.vocab_size=32000", "train.seq_len=512", "train.global_batch=32"]
+    config = config_of("llama", cache, *words)
+    most = {
+        dtype: traced(config, setting("llama", dtype)._replace(device="cuda")).peak(
+            16, PHASES, False
+        )
+        for dtype in ("float16", "bfloat16")
+    }
+    logits = 2 * 16 * 512 * 32000
+    assert most["float16"] - most["bfloat16"] > 1.5 * logits
+
+
+def test_cards_without_flash_repeat_heads_instead_of_making_all_scores(cache: Path) -> None:
+    """Of keys and values with half the heads copies are kept, and no matrix of L x L."""
+    words = ["model.config.num_attention_heads=4", "model.config.num_key_value_heads=2"]
+    config = config_of("llama", cache, *words, "train.seq_len=512")
+    kept = {}
+    for device in ("cpu", "cuda"):
+        asked = setting("llama", "float16")._replace(device=device, attention="sdpa")
+        kept[device] = Tracer(config, asked).sample(2, 1).kept
+    copies = 2 * 2 * 4 * 128 * 512 * 2  # layers, keys and values, heads, their width, tokens, bytes
+    assert 0 < kept["cuda"] - kept["cpu"] <= copies
+
+
 def test_layers_repeat_after_some_that_do_not() -> None:
     assert repetition(["moe"] * 8) == (0, 1)
     assert repetition(["dense", *["moe"] * 8]) == (1, 1)

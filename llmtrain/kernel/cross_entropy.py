@@ -3,6 +3,7 @@
 # B batch, L length, D width, V vocabulary, T = B x L tokens, C tokens of a chunk, R rows of a chunk
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +22,25 @@ def cross_entropy_of(head: nn.Module, features: Tensor, labels: Tensor) -> Tenso
 
     Labels are aligned with features (already shifted). Returns the sum, in fp32.
     """
-    if not has_plain_weight(head) or features.dtype == torch.float16:
+    if not is_plain_linear(head) or features.dtype == torch.float16:
         return cross_entropy_sum(head(features), labels)
-    weight_VD: Any = head.weight
-    if not torch.is_grad_enabled():  # which the function itself cannot see
-        weight_VD = weight_VD.detach()
-    features_TD = features.reshape(-1, features.shape[-1])
-    return LinearCrossEntropy.apply(features_TD, weight_VD, labels.flatten())  # type: ignore[no-any-return]
+    features_TD, labels_T = features.reshape(-1, features.shape[-1]), labels.flatten()
+
+    def loss(features_TD: Tensor, labels_T: Tensor) -> Tensor:
+        weight_VD: Any = head.weight
+        if not torch.is_grad_enabled():  # which the function itself cannot see
+            weight_VD = weight_VD.detach()
+        return LinearCrossEntropy.apply(features_TD, weight_VD, labels_T)  # type: ignore[no-any-return]
+
+    if not hasattr(head.weight, "ds_id"):
+        return loss(features_TD, labels_T)
+    with patch.object(head, "forward", loss):  # ZeRO-3 has the whole weight in the head's call only
+        return head(features_TD, labels_T)  # type: ignore[no-any-return]
 
 
-def has_plain_weight(head: nn.Module) -> bool:
-    """Whether logits are a product with a weight that is here: no adapter, no part of ZeRO-3's."""
-    is_linear = type(head) is nn.Linear and head.bias is None
-    return is_linear and not hasattr(head.weight, "ds_id")
+def is_plain_linear(head: nn.Module) -> bool:
+    """Whether logits are a product with one weight: without an adapter, a bias or a scale."""
+    return type(head) is nn.Linear and head.bias is None
 
 
 class LinearCrossEntropy(torch.autograd.Function):

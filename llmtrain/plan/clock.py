@@ -1,7 +1,6 @@
 """A step's time, for a machine whose rates are known."""
 
 from collections.abc import Callable
-from typing import Any
 
 from llmtrain.config import RunConfig
 from llmtrain.hardware import Machine
@@ -12,9 +11,7 @@ from llmtrain.roofline import StepWork, Work, step_seconds, work_of
 from llmtrain.trace import Sample, Trace
 
 
-def clock(
-    config: RunConfig, machine: Machine, precision: str
-) -> Callable[[Layout, Trace], float | None]:
+def clock(config: RunConfig, machine: Machine) -> Callable[[Layout, Trace], float | None]:
     """A function that gives a step's seconds; None where the machine's rates are not known."""
     rates = rates_of(machine, config.cache)
     if rates is None:
@@ -23,7 +20,7 @@ def clock(
 
     def work(sample: Sample) -> Work:
         if id(sample) not in known:
-            known[id(sample)] = work_of(as_fp16(sample.ops, precision), rates)
+            known[id(sample)] = work_of(sample.ops, rates)
         return known[id(sample)]
 
     def seconds(layout: Layout, trace: Trace) -> float | None:
@@ -36,13 +33,6 @@ def clock(
         return step_seconds(micro.seconds(rates), step_of(config, layout, trace), rates)
 
     return seconds
-
-
-def as_fp16(ops: list[Any], precision: str) -> list[Any]:
-    """fp16 is traced as bf16, which takes the same bytes."""
-    if precision != "fp16":
-        return ops
-    return [[kind, "fp16" if dtype == "bf16" else dtype, *rest] for kind, dtype, *rest in ops]
 
 
 def step_of(config: RunConfig, layout: Layout, trace: Trace) -> StepWork:

@@ -36,7 +36,7 @@ from llmtrain.memory import Layout, Memory
 from llmtrain.model.facts import Facts
 from llmtrain.offloading import check_weights_on_disk
 from llmtrain.plan.clock import clock
-from llmtrain.plan.record import Plan
+from llmtrain.plan.record import DTYPES, Plan
 from llmtrain.plan.warn import (
     check_time,
     warn,
@@ -138,9 +138,7 @@ def problem_of(
             data.learned_share,
         )
 
-    return Problem(
-        config, machine, precision, attention, trace_of, clock(config, machine, precision)
-    )
+    return Problem(config, machine, precision, attention, trace_of, clock(config, machine))
 
 
 def with_saving(config: RunConfig, memory: Memory, machine: Machine) -> tuple[Memory, bool]:
@@ -209,14 +207,13 @@ def traced_setting(
     is_wide: bool,
     learned_share: float,
 ) -> Setting:
-    """As few settings as there are differences: fp16 is as wide as bf16, and on a CPU the blocks
-    of a scan alone depend on threads. Some micro-batches are learned more than the mean."""
-    dtype = "float32" if precision == "fp32" else "bfloat16"
+    """As few settings as there are differences: on a CPU the blocks of a scan alone depend on
+    threads. Some micro-batches are learned more than the mean."""
     has_blocks = device == "cpu" and scan_kernel is not None
     threads = threads if has_blocks else 1
     sixteenths = min(16, ceil(16 * learned_share + 0.25))
     return Setting(
-        *(dtype, attention, scan_kernel, recompute, device, threads),
+        *(DTYPES[precision], attention, scan_kernel, recompute, device, threads),
         *(is_packed, is_wide, sixteenths / 16),
     )
 

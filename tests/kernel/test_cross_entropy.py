@@ -136,6 +136,26 @@ def test_bf16_gradients_are_as_near_as_products_in_bf16(is_compiled: bool) -> No
     assert apart < 5e-3 * exact_head.weight.grad.norm()
 
 
+def test_a_weight_that_is_here_in_the_heads_call_alone_is_read_there(is_compiled: bool) -> None:
+    """So ZeRO-3 has it, which gathers a module's weights before its call and drops them after."""
+    head, labels_T = head_of(6, 9), labelled(2 * LEAST_TOKENS + 3, 9)
+    features_TD = torch.randn(len(labels_T), 6, dtype=torch.float64, requires_grad=True)
+    exact = cross_entropy_of(head, features_TD, labels_T)
+    expected = torch.autograd.grad(exact, [features_TD, head.weight])
+    whole, part = head.weight.data, torch.empty(0, dtype=torch.float64)
+    head.weight.ds_id = 0  # type: ignore[attr-defined]
+    head.weight.data = part
+    head.register_forward_pre_hook(lambda *_: setattr(head.weight, "data", whole))
+    head.register_forward_hook(lambda *_: setattr(head.weight, "data", part))
+    loss = cross_entropy_of(head, features_TD, labels_T)
+    with torch.no_grad():
+        torch.testing.assert_close(cross_entropy_of(head, features_TD, labels_T), loss)
+    head.weight.data = whole
+    torch.testing.assert_close(loss, exact)
+    torch.testing.assert_close(torch.autograd.grad(loss, [features_TD, head.weight]), expected)
+    assert "forward" not in vars(head)
+
+
 def test_at_most_an_eighth_of_the_logits_is_there_at_once(is_compiled: bool) -> None:
     tokens, words = 8 * LEAST_TOKENS, 3000
     head = head_of(8, words, torch.bfloat16)
