@@ -17,6 +17,8 @@ from llmtrain.schema import unlearned
 
 CARDS = Path(__file__).resolve().parent.parent / "conf" / "hardware" / "card"
 GIB = 2**30
+MIG_LINE = re.compile(r"\s+MIG (\d+g\.(\d+)gb\S*)\s+Device\s+(\d+): \(UUID: (MIG-[^)]+)\)")
+MIG_SHARE = 0.95  # GiB of a slice for each GB in its name: A100's 1g.5gb has 4,864 MiB
 MEMORY_SHARE = "LLMTRAIN_MEMORY_SHARE"  # of a process that shares this machine with its likes
 FIGURES = (
     "memory_bandwidth",
@@ -189,19 +191,18 @@ def visible_gpus() -> list[Gpu]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None or not gpus:
         return gpus
-    return [
-        named_gpu(word.strip(), gpus)
-        for word in chosen.split(",")
-        if word.strip() not in ("", "-1")
-    ]
+    words = [word.strip() for word in chosen.split(",")]
+    if words[0].startswith("MIG-"):
+        return [named_gpu(words[0], slices(gpus))]  # CUDA gives a process one slice, the first
+    return [named_gpu(word, gpus) for word in words if word not in ("", "-1")]
 
 
 def named_gpu(word: str, gpus: list[Gpu]) -> Gpu:
     """The GPU of an index or of the beginning of a UUID."""
     for gpu in gpus:
-        if word == gpu.number or (word.startswith("GPU-") and gpu.uuid.startswith(word)):
+        if word == gpu.number or (word[:4] in ("GPU-", "MIG-") and gpu.uuid.startswith(word)):
             return gpu
-    known = ", ".join(gpu.number for gpu in gpus)
+    known = ", ".join(gpu.number for gpu in gpus) or "none"
     raise ConfigError(
         "CUDA_VISIBLE_DEVICES", word, "names no GPU of this machine", f"it has {known}"
     )
@@ -212,13 +213,31 @@ def all_gpus() -> list[Gpu]:
     if shutil.which("nvidia-smi") is None:
         return []
     query = "index,uuid,name,memory.total,compute_cap"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
+    answer = nvidia_smi(f"--query-gpu={query}", "--format=csv,noheader,nounits")
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
     return [
         Gpu(number, uuid, name, float(mib) / 1024, float(capability))
         for number, uuid, name, mib, capability in (row for row in rows if is_whole(row))
     ]
+
+
+def slices(gpus: list[Gpu]) -> list[Gpu]:
+    """The MIG slices of some GPUs; their memory is a little less than their names say."""
+    found: list[Gpu] = []
+    for line in nvidia_smi("-L").splitlines():
+        if whole := re.match(r"GPU (\d+):", line):
+            card = next((gpu for gpu in gpus if gpu.number == whole[1]), None)
+        if card and (part := MIG_LINE.match(line)):
+            profile, gb, number, uuid = part.groups()
+            name, gib = f"{card.name} MIG {profile}", MIG_SHARE * float(gb)
+            found.append(Gpu(f"{card.number}:{number}", uuid, name, gib, card.compute_capability))
+    return found
+
+
+def nvidia_smi(*words: str) -> str:
+    """What nvidia-smi answers."""
+    command = ["nvidia-smi", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
 
 
 def usable_gib(gpu: Gpu) -> float:

@@ -23,15 +23,27 @@ def uncollected() -> Iterator[None]:
 
 
 def import_deepspeed(device: str) -> None:
-    """DeepSpeed for cpu or cuda.
+    """DeepSpeed for cpu or cuda, without what it would import and is better without.
 
-    Without MLflow: where that is installed it takes a second, for an autotuner that is not used.
+    MLflow takes a second, for an autotuner that is not used. With pynvml DeepSpeed reads
+    CUDA_VISIBLE_DEVICES as numbers, and fails where it has UUIDs.
     """
     os.environ["DS_ACCELERATOR"] = device
-    hidden = {"mlflow": None} if "mlflow" not in sys.modules else {}
-    sys.modules.update(hidden)  # type: ignore[arg-type]
-    try:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+    are_numbers = all(word.strip().lstrip("-").isdigit() for word in visible)
+    with hidden("mlflow", *(() if are_numbers else ("pynvml",))):
         import deepspeed  # noqa: F401
+
+
+@contextmanager
+def hidden(*names: str) -> Iterator[None]:
+    """Let imports meanwhile find that some packages are not installed."""
+    before = {name: sys.modules.pop(name, None) for name in names}
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    try:
+        yield
     finally:
-        for name in hidden:
+        for name, module in before.items():
             del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module

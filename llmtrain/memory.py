@@ -8,6 +8,7 @@ et al. 2020 (ZeRO, section 3.2); buffers are those that DeepSpeed 0.19 allocates
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil, log2
 
 from launchers import blocks
 from llmtrain.buffers import MOST_GATHERED, SWAPPED_GROUP
@@ -288,22 +289,28 @@ class Account:
         """Whether a checkpoint passes through copies on the host, whoever waits for it."""
         return self.layout.offload_optimizer != "cpu"
 
-    def on_host(self) -> Bytes:
-        """What is in the host's memory for this rank, on a machine with GPUs."""
+    def on_host(self, pins: bool) -> Bytes:
+        """What is in the host's memory for this rank; one with GPUs ``pins`` what it sends."""
         layout, share = self.layout, self.share
+        held = pinned if pins else float
         found: Bytes = {}
         if layout.offload_optimizer == "cpu":
             found |= {"master copies": 4 * share, "optimizer states": self.states()}
-            copies = self.width * share if layout.zero_stage < 3 else self.gradient_width * share
-            found |= {"gradients": 4 * share, "copies to send": copies}
+            if layout.zero_stage < 3:
+                found["master copies"] = found["gradients"] = held(4 * share)
+                found["copies to send"] = held(self.width * share)
+            else:
+                groups, rest = divmod(share, SUB_GROUP)
+                found["gradients"] = groups * held(4 * SUB_GROUP) + held(4 * rest)
+                found["copies to send"] = held(self.gradient_width * share)
         elif layout.offload_optimizer == "nvme":
             largest = self.trace.weights.largest / layout.world_size
             group = min(share, SWAPPED_GROUP + largest)
-            found["swap buffers"] = SWAP_BUFFERS * 4 * group
-            found["gradients"] = (4 + self.gradient_width) * share
+            found["swap buffers"] = SWAP_BUFFERS * held(4 * group)
+            found["gradients"] = held(self.gradient_width * share) + 4 * share
         if layout.offload_params == "cpu":
             weights = self.width * self.count + self.trace.weights.frozen_bytes
-            found["weights"] = weights / layout.world_size
+            found["weights"] = held(weights / layout.world_size)
         return found
 
     def on_disk(self) -> float:
@@ -315,6 +322,11 @@ class Account:
         if layout.offload_params == "nvme":
             found += self.width * self.share
         return found
+
+
+def pinned(num_bytes: float) -> float:
+    """What so many bytes of pinned memory take: torch asks CUDA for powers of two."""
+    return 2.0 ** ceil(log2(num_bytes)) if num_bytes else 0.0
 
 
 def process_gib(account: Account, live_gib: float) -> float:
@@ -331,7 +343,7 @@ def added(one: Bytes, other: Bytes) -> Bytes:
 def measure(account: Account, device: str) -> Memory:
     """The peak of a rank: of its tensors on a GPU, of its process on a CPU."""
     moments = account.moments()
-    on_host = account.on_host()
+    on_host = account.on_host(pins=device != "cpu")
     if device == "cpu":  # the device is the process, and so is the host
         moments = {name: added(found, on_host) for name, found in moments.items()}
     live = max(sum(found.values()) for found in moments.values()) / GIB
