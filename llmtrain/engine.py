@@ -1,9 +1,12 @@
 """A plan as a model inside a DeepSpeed engine: the only place that starts DeepSpeed."""
 
 from contextlib import nullcontext
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llmtrain.choose import MAMBA_EXTENSIONS
 from llmtrain.config import RunConfig
+from llmtrain.errors import TrainingError
 from llmtrain.finite import discard_bad_steps
 from llmtrain.meeting import meet
 from llmtrain.model.linear import adaptable
@@ -75,6 +78,19 @@ def build_engine(
     return engine
 
 
+def load_mamba_ssm() -> None:
+    """Raise TrainingError where mamba-ssm was found when planning, and is built for another torch.
+
+    transformers would say nothing and take a scan that is a hundred times slower.
+    """
+    for extension in MAMBA_EXTENSIONS:
+        try:
+            import_module(extension)
+        except ImportError as error:
+            remedy = "Build it again (make install-cuda), or take model.kernels=chunked to wait"
+            raise TrainingError(f"mamba-ssm does not load: {error}. {remedy}.") from None
+
+
 def watch_weights(model: "torch.nn.Module") -> None:
     """Tell stage 3 which weights are read without a call of their own modules.
 
@@ -132,6 +148,8 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
         products.install()
     if grouped_query.wants_repeats(plan.device, plan.dtype_name):
         grouped_query.repeating().start()
+    if plan.scan_kernel == "mamba-ssm":
+        load_mamba_ssm()
     recompute(model, plan.activation_checkpointing)
     model.name_or_path = config.model.address  # where an adapter says that its model lies
     model = config.adapter.put_on(model, adaptable(model))
