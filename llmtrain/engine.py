@@ -8,6 +8,7 @@ from llmtrain.choose import MAMBA_EXTENSIONS
 from llmtrain.config import RunConfig
 from llmtrain.errors import TrainingError
 from llmtrain.finite import discard_bad_steps
+from llmtrain.gradient_norm import look_before_muon
 from llmtrain.meeting import meet
 from llmtrain.model.linear import adaptable
 from llmtrain.model.stored import make_savable
@@ -73,6 +74,8 @@ def build_engine(
     )
     undo_trial_step(engine)
     discard_bad_steps(engine, plan.grad_clip)
+    if config.optimizer.whole_gradients and plan.zero_stage and plan.offload_optimizer == "none":
+        look_before_muon(engine)
     if plan.zero_stage == 3:
         watch_weights(model)
     return engine

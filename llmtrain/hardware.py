@@ -17,8 +17,10 @@ from llmtrain.schema import unlearned
 
 CARDS = Path(__file__).resolve().parent.parent / "conf" / "hardware" / "card"
 GIB = 2**30
-MIG_LINE = re.compile(r"\s+MIG (\d+g\.(\d+)gb\S*)\s+Device\s+(\d+): \(UUID: (MIG-[^)]+)\)")
-MIG_SHARE = 0.95  # GiB of a slice for each GB in its name: A100's 1g.5gb has 4,864 MiB
+MIG_LINE = re.compile(
+    r"\s+MIG ((?:\d+c\.)?\d+g\.(\d+)gb\S*)\s+Device\s+(\d+): \(UUID: (MIG-[^)]+)\)"
+)
+MIG_SHARE = 0.83  # GiB of a slice for each GB in its name, at least: from 0.83 to 0.98
 MEMORY_SHARE = "LLMTRAIN_MEMORY_SHARE"  # of a process that shares this machine with its likes
 FIGURES = (
     "memory_bandwidth",

@@ -6,6 +6,7 @@ et al. 2020 (ZeRO, section 3.2); buffers are those that DeepSpeed 0.19 allocates
 
 # P trained parameters, M the largest of them, R ranks, b bytes of a weight, s of optimizer state
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, log2
@@ -19,6 +20,7 @@ COPIES = "copies to save"
 FLAT_GRADIENTS = 5e8  # elements that stage 0 adds up between ranks at once
 SUB_GROUP = 1e9  # elements that stage 3 steps at once
 SWAP_BUFFERS = 4  # of a sub-group, through which state comes from a disk
+WEIGHT_BUFFERS = 8  # of the largest weight, through which weights do
 
 # What a rank's process takes on a CPU beside its tensors, imports left out: fitted to
 # benchmarks.plan_accuracy. oneDNN keeps what it made for products in 16 bits (launchers.local).
@@ -105,9 +107,13 @@ class Account:
         return float(self.trace.weights.num_trainable)
 
     @property
+    def ranks(self) -> int:
+        return self.layout.world_size
+
+    @property
     def share(self) -> float:
         """One rank's part of what is partitioned."""
-        return self.count / self.layout.world_size
+        return self.count / self.ranks
 
     @property
     def bucketed(self) -> float:
@@ -116,7 +122,7 @@ class Account:
 
     @property
     def is_alone(self) -> bool:
-        return self.layout.world_size == 1
+        return self.ranks == 1
 
     @property
     def offloads(self) -> bool:
@@ -149,7 +155,7 @@ class Account:
         """Weights, masters and states, and buffers that stay, on the device."""
         weights, layout = self.trace.weights, self.layout
         at_3 = layout.zero_stage == 3
-        parts = layout.world_size if at_3 else 1
+        parts = self.ranks if at_3 else 1
         found = {
             "weights": (self.width * self.count + weights.frozen_bytes) / parts
             + weights.buffer_bytes,
@@ -161,6 +167,8 @@ class Account:
             found |= {"master copies": self.masters(), "optimizer states": self.states()}
         if self.upcasts:
             found["gradients"] = 4 * self.count
+        if layout.offload_optimizer == "cpu" and not at_3:  # a gradient on its way
+            found["buckets"] = self.width * weights.largest
         if at_3:
             found["buckets"] = self.width * self.bucket
             if not self.offloads:
@@ -180,7 +188,7 @@ class Account:
 
     def states(self) -> float:
         """Of the optimizer, in one rank."""
-        parts = 1 if self.layout.zero_stage == 0 else self.layout.world_size
+        parts = 1 if self.layout.zero_stage == 0 else self.ranks
         return self.optimizer_bytes / parts
 
     def forward(self) -> Bytes:
@@ -249,7 +257,7 @@ class Account:
             slices = 4 * min(largest, full) if self.accumulates_in_fp32 else 0.0
             buckets = width * self.bucket + joined + slices
             return {"gradients": gradients, "buckets": buckets}
-        pieces = 4 * full / self.layout.world_size if self.accumulates_in_fp32 else 0.0
+        pieces = 4 * full / self.ranks if self.accumulates_in_fp32 else 0.0
         # Weights are released layer by layer on the way; about half of them are still there.
         return {"buckets": width * full + pieces, "gathered weights": self.gathered() / 2}
 
@@ -273,14 +281,14 @@ class Account:
             return {"gradients": 4 * self.share + norm}
         group = self.share  # that is made flat and fp32 at once
         if self.whole_gradients:
-            group = self.trace.weights.num_hidden / self.layout.world_size
+            group = self.trace.weights.num_hidden / self.ranks
             norm /= 2
         cast = 4 * group if is_16_bit else 0.0
         return {"gradients": width * (self.share + group) + cast + norm}
 
     def saved(self) -> float:
         """This rank's part of a checkpoint: masters and states."""
-        parts = 1 if self.layout.zero_stage == 0 else self.layout.world_size
+        parts = 1 if self.layout.zero_stage == 0 else self.ranks
         master = self.width if self.layout.precision == "bf16_pure" else 4.0
         return master * self.count / parts + self.states()
 
@@ -291,27 +299,55 @@ class Account:
 
     def on_host(self, pins: bool) -> Bytes:
         """What is in the host's memory for this rank; one with GPUs ``pins`` what it sends."""
-        layout, share = self.layout, self.share
         held = pinned if pins else float
+        largest = self.trace.weights.largest / self.ranks
         found: Bytes = {}
-        if layout.offload_optimizer == "cpu":
-            found |= {"master copies": 4 * share, "optimizer states": self.states()}
-            if layout.zero_stage < 3:
-                found["master copies"] = found["gradients"] = held(4 * share)
-                found["copies to send"] = held(self.width * share)
-            else:
-                groups, rest = divmod(share, SUB_GROUP)
-                found["gradients"] = groups * held(4 * SUB_GROUP) + held(4 * rest)
-                found["copies to send"] = held(self.gradient_width * share)
-        elif layout.offload_optimizer == "nvme":
-            largest = self.trace.weights.largest / layout.world_size
-            group = min(share, SWAPPED_GROUP + largest)
-            found["swap buffers"] = SWAP_BUFFERS * held(4 * group)
-            found["gradients"] = held(self.gradient_width * share) + 4 * share
-        if layout.offload_params == "cpu":
-            weights = self.width * self.count + self.trace.weights.frozen_bytes
-            found["weights"] = held(weights / layout.world_size)
+        if self.layout.offload_optimizer == "cpu":
+            found = self.optimizer_on_host(held)
+        elif self.layout.offload_optimizer == "nvme":
+            group = min(self.share, SWAPPED_GROUP + largest)
+            found["swap buffers"] = SWAP_BUFFERS * 4 * group
+            found["gradients"] = held(self.gradient_width * self.share) + 4 * self.share
+        if self.layout.offload_params == "cpu":
+            found["weights"] = self.weights_on_host(pins)
+        elif self.layout.offload_params == "nvme":
+            found = added(found, {"swap buffers": WEIGHT_BUFFERS * self.width * largest})
         return found
+
+    def optimizer_on_host(self, held: Callable[[float], float]) -> Bytes:
+        """Masters, states and gradients; ``held`` is what so many bytes of a buffer take."""
+        share, found = self.share, {"optimizer states": self.states()}
+        if self.layout.zero_stage == 3:
+            groups, rest = divmod(share, SUB_GROUP)
+            found["master copies"] = 4 * share
+            found["gradients"] = groups * held(4 * SUB_GROUP) + held(4 * rest)
+            return found | {"copies to send": held(self.gradient_width * share)}
+        found["master copies"] = found["gradients"] = held(4 * share)
+        if self.grad_accum > 1 and not self.accumulates_in_fp32:
+            found["gradients"] += self.apart(self.width, held)
+        sent = held(self.width * share) + held(self.width * self.trace.weights.largest)
+        return found | {"copies to send": sent}
+
+    def weights_on_host(self, pins: bool) -> float:
+        """A rank's parts; pinned one by one, and those that are trained once more together."""
+        if not pins:
+            return (self.width * self.count + self.trace.weights.frozen_bytes) / self.ranks
+        frozen = self.trace.weights.frozen_sizes
+        parts = sum(times * pinned(size / self.ranks) for size, times in frozen)
+        return parts + self.apart(self.width, pinned) + pinned(self.width * self.share)
+
+    def apart(self, width: float, held: Callable[[float], float]) -> float:
+        """What trained weights of some width take in a rank where each is a buffer of its own."""
+        stage, sizes = self.layout.zero_stage, self.trace.weights.trained_sizes
+        parts = self.ranks if stage == 3 else 1
+        whole = sum(times * held(width * size / parts) for size, times in sizes)
+        return whole / (self.ranks if stage in (1, 2) else 1)
+
+    def copied(self) -> float:
+        """Of a checkpoint on the host, on its way from a GPU: pinned tensor by tensor."""
+        if self.offloads:
+            return self.saved()
+        return self.saved() * self.apart(4.0, pinned) / self.apart(4.0, float)
 
     def on_disk(self) -> float:
         """Bytes of this rank on an NVMe drive."""
@@ -325,7 +361,7 @@ class Account:
 
 
 def pinned(num_bytes: float) -> float:
-    """What so many bytes of pinned memory take: torch asks CUDA for powers of two."""
+    """What a buffer of so many bytes takes in pinned memory: torch asks for powers of two."""
     return 2.0 ** ceil(log2(num_bytes)) if num_bytes else 0.0
 
 
@@ -354,7 +390,7 @@ def measure(account: Account, device: str) -> Memory:
         found |= {"process": process_gib(account, live)}
         return Memory(found, {}, moment, live, 0.0, disk, saved, saved)
     if account.is_saved_from_device:
-        on_host |= {COPIES: account.saved()}
+        on_host |= {COPIES: account.copied()}
     copy = 0.0 if account.is_saved_from_device else saved
     host = {name: value / GIB for name, value in on_host.items() if value}
     reserved = CONTEXT_GIB + SLACK_SHARE * live

@@ -31,6 +31,8 @@ def rough_trace(config: "RunConfig", setting: Setting, doubt: str) -> Trace:
         frozen_bytes=frozen * (config.adapter.weight_bytes or width),
         buffer_bytes=0.0,
         teacher_bytes=0.0,
+        trained_sizes=[[num_trainable, 1]],
+        frozen_sizes=[[int(frozen * (config.adapter.weight_bytes or width)), 1]],
     )
     peaks = dict.fromkeys(PHASES, (most, most + gradients))
     return Trace(1, weights, (Sample(1, 1, peaks, kept, []),), " ".join(doubt.split())[:200])

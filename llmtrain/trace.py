@@ -52,7 +52,8 @@ class Weights:
 
     ``num_tensors`` are trained. A frozen weight that is quantised counts as its packed values.
     ``num_hidden`` of what is trained are in matrices between the embedding and the head, whose
-    shapes are ``matrices``.
+    shapes are ``matrices``. Sizes are pairs: elements of a trained tensor, bytes of a frozen one,
+    and how many there are of it.
     """
 
     num_trainable: int
@@ -64,6 +65,8 @@ class Weights:
     frozen_bytes: float
     buffer_bytes: float
     teacher_bytes: float
+    trained_sizes: list[list[int]]
+    frozen_sizes: list[list[int]]
 
 
 @dataclass(frozen=True)

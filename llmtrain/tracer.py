@@ -2,6 +2,7 @@
 
 # B batch, L length, H heads, D width of a head, K targets of a token
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from math import ceil
@@ -130,6 +131,8 @@ class Tracer:
             frozen_bytes=sum(map(num_bytes, frozen)),
             buffer_bytes=sum(map(num_bytes, self.model.buffers())),
             teacher_bytes=sum(map(num_bytes, self.of_teacher())),
+            trained_sizes=[[size, times] for size, times in Counter(sizes).items()],
+            frozen_sizes=[[size, times] for size, times in Counter(map(num_bytes, frozen)).items()],
         )
 
     def of_teacher(self) -> list[Any]:

@@ -25,7 +25,7 @@ from llmtrain.trace import Setting, Trace
 if TYPE_CHECKING:
     from llmtrain.config import RunConfig
 
-TRACE_FORMAT = 12  # raise it when what is traced changes, so that older caches are not read
+TRACE_FORMAT = 13  # raise it when what is traced changes, so that older caches are not read
 LEAST_TOKENS = 512  # of a traced micro-batch: chunked kernels differ below their chunk
 LOSS_CHUNKS = (1024, 4096)  # learned tokens: two chunks of the loss; eight, which grow beyond
 

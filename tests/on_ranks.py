@@ -17,6 +17,7 @@ from llmtrain.checkpoint.snapshot import owned_tensors
 from llmtrain.folder import RunFolder
 from llmtrain.rank_run import Run, Sums
 from llmtrain.ranks import Ranks
+from llmtrain.records import gradient_norm
 from llmtrain.rollback import roll_back
 from llmtrain.stability import Diverging
 from llmtrain.step import step_batches, train_step
@@ -48,6 +49,17 @@ def one_step(run: Run) -> float:
     train_step(run)
     run.step += 1
     return run.sum(float(run.sums.loss)) / run.sums.tokens
+
+
+def gradient_norms(task: dict[str, Any], ranks: Ranks) -> list[float]:
+    """The norm that is recorded for each of a run's steps."""
+    run = starting.start(RunFolder(task["folder"]), ranks)
+    norms = []
+    while run.step < run.plan.num_steps:
+        one_step(run)
+        norms.append(float(gradient_norm(run)))
+    run.engine.destroy()
+    return norms
 
 
 def save_and_continue(task: dict[str, Any], ranks: Ranks) -> list[float]:

@@ -135,7 +135,7 @@ def test_a_step_holds_the_bytes_that_were_planned(
 def test_bf16_learns_alike_at_every_stage(bench: Bench) -> None:
     for stage in range(4):
         words = [*SMALL, "hardware=cpux1", "train.precision=bf16", f"zero.stage={stage}"]
-        bench.add(f"stage{stage}", "curve", *words, "optimizer=adamw", *RATE)
+        bench.add(f"stage{stage}", "curve", *words, "optimizer=adamw", "train.micro_batch=4", *RATE)
     reference, *others = bench.run(1)
     for losses in others:
         assert losses == pytest.approx(reference, rel=5e-3)
@@ -271,6 +271,24 @@ def moving(ranks: int) -> list[str]:
     whole = "+zero.extra.zero_optimization.stage3_param_persistence_threshold=0"
     words = [f"hardware=cpux{ranks}", "train.precision=fp32", "train.max_steps=8", whole]
     return [*SMALL, *words, "train.grad_clip=0"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_norm_is_the_gradients_at_every_stage_also_where_muon_replaces_it(
+    bench: Bench, ranks: int
+) -> None:
+    optimizers = ("adamw", "muon")
+    for optimizer in optimizers:
+        for stage in range(4):
+            words = [f"optimizer={optimizer}", f"zero.stage={stage}", "train.micro_batch=1"]
+            few = [*moving(ranks), "train.max_steps=3"]
+            bench.add(f"norm_{optimizer}{stage}", "gradient_norms", *few, *words)
+    results = bench.run(ranks)
+    for number in range(2):
+        first, *others = results[4 * number : 4 * number + 4]
+        for stage, norms in enumerate(others, start=1):
+            assert norms == pytest.approx(first, rel=1e-3), (optimizers[number], stage)
+        assert first[0] == pytest.approx(results[0][0], rel=1e-3)  # nothing was learned before
 
 
 def test_the_token_that_ends_documents_is_learned(bench: Bench) -> None:

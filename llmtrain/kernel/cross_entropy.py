@@ -32,7 +32,8 @@ def cross_entropy_of(head: nn.Module, features: Tensor, labels: Tensor) -> Tenso
             weight_VD = weight_VD.detach()
         return LinearCrossEntropy.apply(features_TD, weight_VD, labels_T)  # type: ignore[no-any-return]
 
-    if not hasattr(head.weight, "ds_id"):
+    # ZeRO-3 would gather a weight that is asked for by its name, and keep it for all of the step.
+    if not any(hasattr(param, "ds_id") for param in head.parameters()):
         return loss(features_TD, labels_T)
     with patch.object(head, "forward", loss):  # ZeRO-3 has the whole weight in the head's call only
         return head(features_TD, labels_T)  # type: ignore[no-any-return]
