@@ -142,7 +142,8 @@ class Command:
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"PYTHONPATH": str(ROOT)}
+        plain = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
+        return plain | {"PYTHONPATH": str(ROOT)}
 
     def only_run(self) -> Path:
         """The one run folder that there is."""
@@ -178,7 +179,7 @@ def ranks_below(folder: Path) -> list[int]:
     return sorted(found)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     """Wait for something to become true; fail the test if it does not."""
     end = time.monotonic() + seconds
     while not condition():

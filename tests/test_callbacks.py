@@ -89,7 +89,7 @@ def test_a_run_that_is_stopped_early_is_done_also_when_it_was_killed(command: Co
     wait_until(lambda: killed.newest_step >= 25)
     os.kill(started.pid, signal.SIGKILL)
     started.communicate(timeout=60)
-    wait_until(is_gone(command.folder), 10)
+    wait_until(is_gone(command.folder), 60)
     assert killed.read_status()["state"] == "running"
     assert command.run(*words, "name=killed").returncode == 0
     assert learned_records(killed.path) == learned_records(straight.path)

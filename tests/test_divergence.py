@@ -144,7 +144,7 @@ def test_a_run_goes_back_and_past_bad_data_also_when_it_is_killed(command: Comma
     wait_until(lambda: max(RunFolder(killed).checkpoint_steps(), default=0) >= 15)
     os.kill(started.pid, signal.SIGKILL)
     started.communicate(timeout=60)
-    wait_until(is_gone(command.folder), 10)
+    wait_until(is_gone(command.folder), 60)
     assert RunFolder(killed).read_status()["state"] == "running"
     assert command.run(*words, "name=killed").returncode == 0
     assert learned_records(killed) == learned_records(straight)

@@ -118,7 +118,7 @@ def test_a_run_goes_on_over_a_full_disk_and_can_be_stopped_there(
     words += [
         "hardware=cpux1",
         "checkpoint.every=20",
-        "train.max_steps=600",
+        "train.max_steps=1500",
         f"output_root={large_disk}",
     ]
     started = command.start(*words)
@@ -133,4 +133,4 @@ def test_a_run_goes_on_over_a_full_disk_and_can_be_stopped_there(
     assert RunFolder(run).checkpoint_steps()
     filler.unlink()
     assert command.run(*words).returncode == 0
-    assert steps_of(run) == list(range(1, 601))
+    assert steps_of(run) == list(range(1, 1501))

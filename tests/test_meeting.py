@@ -51,7 +51,7 @@ def test_two_machines_meet_at_a_name_or_an_address(host: str, command: Command) 
     family = socket.AF_INET6 if host == "[::1]" else socket.AF_INET
     meeting = f"{host}:{free_port(family)}"
     nodes = [node(command, folder, rank, meeting) for rank in range(2)]
-    ended = [each.communicate(timeout=120)[1] for each in nodes]
+    ended = [each.communicate(timeout=300)[1] for each in nodes]
     assert [each.returncode for each in nodes] == [0, 0], ended
     assert RunFolder(folder).read_status()["state"] == "done"
     assert steps_of(folder) == list(range(1, 21))

@@ -133,7 +133,7 @@ if [ "$1" = -L ]; then
     echo "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-aaaa1111)"
     echo "GPU 1: NVIDIA GeForce RTX 4090 (UUID: GPU-bbbb2222)"
     echo "  MIG 3g.20gb     Device  0: (UUID: MIG-dddd4444)"
-    echo "  MIG 1g.10gb+me  Device  1: (UUID: MIG-eeee5555)"
+    echo "  MIG 1c.1g.10gb+me Device  1: (UUID: MIG-eeee5555)"
     exit
 fi
 echo "0, GPU-aaaa1111, NVIDIA GeForce RTX 4090, 24564, 8.9"
@@ -163,14 +163,14 @@ def test_cuda_visible_devices_is_honoured_by_number_and_by_uuid(
 
 @pytest.mark.parametrize(
     ("chosen", "profile", "gib"),
-    [("MIG-dddd4444", "3g.20gb", 19.0), ("MIG-eeee5555,MIG-dddd4444", "1g.10gb+me", 9.5)],
+    [("MIG-dddd4444", "3g.20gb", 16.6), ("MIG-eeee5555,MIG-dddd4444", "1c.1g.10gb+me", 8.3)],
 )
 def test_a_slice_of_a_gpu_is_one_with_its_memory_and_no_known_rates(
     chosen: str, profile: str, gib: float, three_gpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
     (found,) = visible_gpus()
-    assert found.name.endswith(f"MIG {profile}") and found.memory_gib == gib
+    assert found.name.endswith(f"MIG {profile}") and found.memory_gib == pytest.approx(gib)
     assert known_peak(found.name)["bf16"] is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-ffff")
     with pytest.raises(ConfigError, match="names no GPU"):

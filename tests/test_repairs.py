@@ -202,7 +202,7 @@ def test_offload_to_a_folder_of_someone_else_is_refused() -> None:
 
 
 def test_offload_to_memory_is_told_to_be_slow() -> None:
-    said = offloading("/dev/shm")
+    said = offloading("/dev/shm", 0.001)
     assert said == [
         "zero.nvme_path=/dev/shm lies on no disk of its own (memory or network), "
         "not on an NVMe: every step waits for it."

@@ -43,7 +43,7 @@ def test_a_run_is_running_until_it_is_killed_and_then_stale(
 
     os.kill(started.pid, signal.SIGKILL)
     started.communicate(timeout=60)
-    wait_until(is_gone(command.folder), 10)
+    wait_until(is_gone(command.folder), 60)
     assert listed(outputs, capfd)[0]["state"] == "stale"
 
 

@@ -33,7 +33,7 @@ def has_stepped(command: Command, beyond: int = 3) -> Callable[[], bool]:
 
 def ended(started: "subprocess.Popen[str]") -> tuple[int, str]:
     """The exit code of a command and what it said on stderr."""
-    said = started.communicate(timeout=60)[1]
+    said = started.communicate(timeout=300)[1]
     return started.returncode, said
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 NODES = ("127.0.0.1", "127.0.0.2")  # names that resolve everywhere
-SECONDS_TO_START = 30
+SECONDS_TO_START = 120
 SBIN = "/usr/sbin"
 
 
@@ -166,7 +166,7 @@ def configuration(folder: Path, port: int) -> str:
     host = socket.gethostname().split(".")[0]
     nodes = "\n".join(
         f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port + 1 + number} "
-        "CPUs=4 RealMemory=16000 State=UNKNOWN"
+        f"CPUs={max(4, os.cpu_count() or 1)} RealMemory=16000 State=UNKNOWN"
         for number, node in enumerate(NODES)
     )
     return f"""

@@ -116,7 +116,7 @@ def test_a_job_whose_time_is_over_goes_on_in_the_next(lab: Lab) -> None:
     # Slurm may be a minute early, so the signal comes after 30 to 90 s.
     words = ["launcher.time_hours=0.033", "launcher.signal_seconds=30"]
     job, folder = lab.submit("train.max_steps=60000", "checkpoint.every=100000", *words)
-    wait_until(lambda: bool(RunFolder(folder).checkpoint_steps()), 240)
+    wait_until(lambda: bool(RunFolder(folder).checkpoint_steps()), 600)
     (saved,) = RunFolder(folder).checkpoint_steps()
     wait_until(lambda: max(steps_of(folder), default=0) > saved)
     lab.cluster.ask("scancel", job)
