@@ -23,27 +23,43 @@ if TYPE_CHECKING:
 
     Make = Callable[..., torch.Tensor]
 
-SIZES = (2**10, 2**15 - 32, 2**15, 2**18, 2**20, 2**23)  # values; from the third on in parallel
+# By device: a GPU's are so large that the launch of a kernel is a small part of them.
+SIZES = {  # values; from the third on in parallel
+    "cpu": (2**10, 2**15 - 32, 2**15, 2**18, 2**20, 2**23),
+    "cuda": (2**10, 2**15, 2**18, 2**20, 2**23, 2**25),
+}
 LARGEST = 2**20  # that a kind is measured at whose arithmetic takes longer than its bytes
-MESSAGES = (2**10, 2**18, 2**21)  # values
-POOL_BYTES = 3e7  # what an operation reads was written many operations ago: no core has it in cache
+MESSAGES = {"cpu": (2**10, 2**18, 2**21), "cuda": (2**10, 2**20, 2**25)}  # values
+POOL_BYTES = {"cpu": 3e7, "cuda": 4e8}  # what is read was written long ago: no cache has it
 ADAM_VALUES = 2**21
 CHAIN_OPERATIONS = 17 + 12 * VIEW_SHARE  # operations and views of the chain of modules
-PRODUCTS = [  # batch, M, K, N
-    (1, 128, 64, 64),
-    (1, 256, 256, 256),
-    (1, 1024, 256, 256),
-    (1, 1024, 256, 1024),
-    (1, 512, 768, 768),
-    (1, 1024, 256, 16),
-    (1, 1024, 16, 256),
-    (16, 256, 64, 256),
-]
+PRODUCTS = {  # batch, M, K, N
+    "cpu": [
+        (1, 128, 64, 64),
+        (1, 256, 256, 256),
+        (1, 1024, 256, 256),
+        (1, 1024, 256, 1024),
+        (1, 512, 768, 768),
+        (1, 1024, 256, 16),
+        (1, 1024, 16, 256),
+        (16, 256, 64, 256),
+    ],
+    "cuda": [
+        (1, 1024, 1024, 1024),
+        (1, 2048, 4096, 4096),
+        (1, 8192, 1024, 4096),
+        (1, 8192, 4096, 4096),
+        (1, 8192, 4096, 64),
+        (32, 1024, 128, 1024),
+    ],
+}
 MATVECS = [(64, 1, 16, 512), (64, 1, 512, 16), (8, 1, 64, 64)]
 # experts, rows, K, N
 GROUPED = [(8, 512, 64, 64), (8, 2048, 256, 256), (4, 2048, 256, 512)]
-# batch, heads, length, width
-HEADS = [(2, 4, 128, 32), (2, 4, 256, 64), (2, 2, 256, 128), (1, 4, 512, 64)]
+HEADS = {  # batch, heads, length, width
+    "cpu": [(2, 4, 128, 32), (2, 4, 256, 64), (2, 2, 256, 128), (1, 4, 512, 64)],
+    "cuda": [(2, 16, 1024, 64), (1, 16, 2048, 128), (1, 16, 4096, 64)],
+}
 # batch, length, channels, states of a channel
 SCANNED = [(1, 64, 64, 16), (2, 128, 256, 16), (4, 128, 512, 16)]
 HEAD = 64  # channels of a head of Mamba-2
@@ -124,27 +140,27 @@ def probes_of(device: str, name: str) -> Iterator[Probe]:
     def make(*shape: int) -> "torch.Tensor":
         return torch.rand(shape, device=device).to(dtype)
 
-    yield from elementwise_probes(make, name)
-    for shape in PRODUCTS:
+    for size in SIZES[device]:
+        yield from elementwise_probes(make, name, size, POOL_BYTES[device])
+    for shape in PRODUCTS[device]:
         yield product_probe(make, f"product {name}", *shape)
     for shape in MATVECS:
         yield product_probe(make, f"matvec {name}", *shape)
     for shape in GROUPED if device == "cpu" else ():
         yield grouped_probe(make, name, *shape)
-    for shape in HEADS:
+    for shape in HEADS[device]:
         yield from attention_probes(make, name, *shape)
 
 
-def elementwise_probes(make: "Make", name: str) -> Iterator[Probe]:
-    for size in SIZES:
-        first = make(size)
-        number = max(2, min(32, int(POOL_BYTES / first.nbytes)))
-        pool = [first, *(first.clone() for _ in range(number - 1))]
-        for kind, sample in samples().items():
-            if size <= LARGEST or kind in ("add", "clone"):
-                calls = [partial(sample, x, y) for x, y in pairwise(pool)]
-                num_tensors = NUM_TENSORS.get(kind, 2)
-                yield Probe(f"{kind} {name}", 0.0, num_tensors * first.nbytes, calls[:8])
+def elementwise_probes(make: "Make", name: str, size: int, pool_bytes: float) -> Iterator[Probe]:
+    first = make(size)
+    number = max(2, min(32, int(pool_bytes / first.nbytes)))
+    pool = [first, *(first.clone() for _ in range(number - 1))]
+    for kind, sample in samples().items():
+        if size <= LARGEST or kind in ("add", "clone"):
+            calls = [partial(sample, x, y) for x, y in pairwise(pool)]
+            num_tensors = NUM_TENSORS.get(kind, 2)
+            yield Probe(f"{kind} {name}", 0.0, num_tensors * first.nbytes, calls[:8])
 
 
 def samples() -> dict[str, "Callable[[torch.Tensor, torch.Tensor], Any]"]:
@@ -280,7 +296,7 @@ def measure_links(device: str) -> Line:
 
     synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
     probes = []
-    for size in MESSAGES:
+    for size in MESSAGES[device]:
         values = torch.zeros(size, device=device)
         probes.append(Probe("all_reduce", 0.0, values.nbytes, [partial(dist.all_reduce, values)]))
     for _ in range(3):

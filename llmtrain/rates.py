@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 GB, TERA = 1e9, 1e12
 LONGEST_SECONDS = 120.0  # that measuring may take on a machine with much else to do
-RATES_FORMAT = 4  # raise it when what is measured changes, so that older caches are not read
+RATES_FORMAT = 5  # raise it when what is measured changes, so that older caches are not read
 # Operations that cost like the one that is measured; all others cost like an addition.
 LIKE = {  # without leading and trailing underscores
     "clone": "cat stack copy to_copy zeros zeros_like new_zeros fill zero constant_pad_nd"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llmtrain.calibration import HEADS, PRODUCTS
 from llmtrain.hardware import Device, Hardware, Machine, resolve
 from llmtrain.rates import Rates, calibrated, datasheet
 from llmtrain.roofline import (
@@ -163,6 +164,15 @@ def test_what_is_not_known_of_a_cost_is_not_made_up() -> None:
 
 def test_a_gpu_of_unknown_bandwidth_has_no_rates() -> None:
     assert datasheet(replace(machine_of("a100x8"), memory_bandwidth=None)) is None
+
+
+def test_what_a_gpu_is_measured_with_takes_it_long_beside_a_launch() -> None:
+    """Else a card that no preset knows would have the rates of launches, 5 us each."""
+    flops_per_second = 1e12 * (machine_of("h100x1").peak_tflops["bf16"] or 0)
+    longest = max(2.0 * batch * m * k * n for batch, m, k, n in PRODUCTS["cuda"])
+    assert longest / flops_per_second > 20 * 5e-6
+    scores = [batch * heads * length**2 * width for batch, heads, length, width in HEADS["cuda"]]
+    assert max(4.0 * count for count in scores) / flops_per_second > 10 * 5e-6
 
 
 def test_this_machine_is_measured_once(tmp_path: Path) -> None:
