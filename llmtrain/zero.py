@@ -17,6 +17,7 @@ SIZES = {  # of buffers: a user may know better
     "stage3_max_reuse_distance",
     "sub_group_size",
 }
+OFFLOADS = {"offload_optimizer": "offload_optimizer", "offload_param": "offload_params"}
 OURS_ALONE = {"bf16", "fp16", "optimizer", "scheduler", "train_batch_size"}
 
 
@@ -41,7 +42,18 @@ def deepspeed_config(
     for name in OURS_ALONE & set(extra):
         reason = "is decided by train.precision, optimizer and schedule"
         raise ConfigError(f"zero.extra.{name}", extra[name], reason, "leave it out")
-    return merged(ours, extra, "zero.extra")
+    whole = merged(ours, extra, "zero.extra")
+    check_offload(ours["zero_optimization"], whole["zero_optimization"])
+    return whole
+
+
+def check_offload(planned: dict[str, Any], whole: dict[str, Any]) -> None:
+    """Raise ConfigError for an offload that no plan has counted with."""
+    for name, key in OFFLOADS.items():
+        if name in whole and name not in planned:
+            remedy = f"ask for it by zero.{key}=cpu or nvme"
+            reason = "is not what was planned"
+            raise ConfigError(f"zero.extra.zero_optimization.{name}", whole[name], reason, remedy)
 
 
 def zero_optimization(plan: Plan, largest_parameter: int) -> dict[str, Any]:

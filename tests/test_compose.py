@@ -61,6 +61,7 @@ WRONG = {
     "name=a/b": "name=a/b cannot name a folder",
     "hardware=a800x8 model=llama_tiny": "hardware.gpus_per_node=8 is more than the 0 GPUs",
     "zero.extra.zero_optimization.stage=1": "zero.extra.zero_optimization.stage=1 stands against",
+    "+zero.extra.zero_optimization.offload_optimizer.device=cpu": "is not what was planned",
     "train.precision=bf16_pure zero.stage=2": "zero.stage=2 keeps fp32 masters",
     "model=null": "model=null is no choice",
     "model.config.head_dim=0": "model.config.head_dim=0 is no positive whole number",
