@@ -51,7 +51,11 @@ def watch_stages_1_and_2(optimizer: Any, norms: Norms) -> None:
 
 
 def watch_stage_3(optimizer: Any, norms: Norms) -> None:
-    """A rank's parts of all gradients are there until Muon's update replaces them."""
+    """A rank's parts of all gradients are there until Muon's update replaces them.
+
+    That also moves its momentum, so it is left out where any gradient is not finite; DeepSpeed
+    discards such a step by its norm only afterwards.
+    """
     apply = optimizer._apply_muon_to_accumulated_grads
 
     def watched() -> None:
@@ -59,7 +63,8 @@ def watch_stage_3(optimizer: Any, norms: Norms) -> None:
             if optimizer.sub_groups_using_muon[number] and params:
                 parts = optimizer.averaged_gradients[number]
                 norms[id(params)] = [scaled_norm(part, optimizer) for part in parts]
-        apply()
+        if not optimizer.has_overflow():
+            apply()
 
     optimizer._apply_muon_to_accumulated_grads = watched
 

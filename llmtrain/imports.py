@@ -29,6 +29,8 @@ def import_deepspeed(device: str) -> None:
     CUDA_VISIBLE_DEVICES as numbers, and fail where a seat or a queue has put UUIDs.
     """
     os.environ["DS_ACCELERATOR"] = device
+    import torch  # noqa: F401  # which would look for pynvml once, too
+
     with hidden("mlflow", "pynvml"):
         import deepspeed  # noqa: F401
 

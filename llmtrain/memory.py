@@ -300,27 +300,30 @@ class Account:
     def on_host(self, pins: bool) -> Bytes:
         """What is in the host's memory for this rank; one with GPUs ``pins`` what it sends."""
         held = pinned if pins else float
-        largest = self.trace.weights.largest / self.ranks
+        group = min(self.share, SWAPPED_GROUP + self.trace.weights.largest / self.ranks)
         found: Bytes = {}
         if self.layout.offload_optimizer == "cpu":
             found = self.optimizer_on_host(held)
         elif self.layout.offload_optimizer == "nvme":
-            group = min(self.share, SWAPPED_GROUP + largest)
             found["swap buffers"] = SWAP_BUFFERS * 4 * group
             found["gradients"] = held(self.gradient_width * self.share) + 4 * self.share
         if self.layout.offload_params == "cpu":
             found["weights"] = self.weights_on_host(pins)
         elif self.layout.offload_params == "nvme":
-            found = added(found, {"swap buffers": WEIGHT_BUFFERS * self.width * largest})
+            frozen = max((size for size, _ in self.trace.weights.frozen_sizes), default=0)
+            largest = max(self.width * self.trace.weights.largest, frozen) / self.ranks
+            buffers = WEIGHT_BUFFERS * largest + self.width * group
+            found = added(found, {"swap buffers": buffers})
         return found
 
     def optimizer_on_host(self, held: Callable[[float], float]) -> Bytes:
         """Masters, states and gradients; ``held`` is what so many bytes of a buffer take."""
         share, found = self.share, {"optimizer states": self.states()}
         if self.layout.zero_stage == 3:
-            groups, rest = divmod(share, SUB_GROUP)
+            size = SWAPPED_GROUP if self.layout.offload_params == "nvme" else SUB_GROUP
+            groups, rest = divmod(share, size)
             found["master copies"] = 4 * share
-            found["gradients"] = groups * held(4 * SUB_GROUP) + held(4 * rest)
+            found["gradients"] = groups * held(4 * size) + held(4 * rest)
             return found | {"copies to send": held(self.gradient_width * share)}
         found["master copies"] = found["gradients"] = held(4 * share)
         if self.grad_accum > 1 and not self.accumulates_in_fp32:

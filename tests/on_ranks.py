@@ -92,7 +92,7 @@ def skipped_step(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Two steps, a third that goes wrong on the last rank alone, a fourth; back, and it again.
 
     ``wrong`` is what one micro-batch's loss is multiplied with and added to: NaN times it spoils
-    the gradient, infinity added to it does not.
+    the gradient, infinity added to it does not. ``weight``: only the first one's gradient is NaN.
     """
     run = starting.start(RunFolder(task["folder"]), ranks)
     losses = [one_step(run) for _ in range(2)]
@@ -106,7 +106,15 @@ def skipped_step(task: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         is_spoilt, first = first, False
         return loss._replace(loss_sum=loss.loss_sum * factor + term) if is_spoilt else None
 
-    hook = run.engine.module.register_forward_hook(spoil)
+    def spoil_one(gradient: Any) -> Any:
+        nonlocal first
+        is_spoilt, first = first, False
+        return gradient * float("nan") if is_spoilt else gradient
+
+    if task.get("weight"):
+        hook = next(run.engine.module.parameters()).register_hook(spoil_one)
+    else:
+        hook = run.engine.module.register_forward_hook(spoil)
     run.sums = Sums()
     train_step(run)
     run.step += 1

@@ -48,7 +48,9 @@ def ways() -> dict[str, list[str]]:
         for precision, stage in itertools.product(("fp32", "bf16"), range(4))
     }
     found["pure"] = ["train.precision=bf16_pure", "zero.stage=0", *adamw]
-    return found | {f"muon_{stage}": ["optimizer=muon", f"zero.stage={stage}"] for stage in (0, 1)}
+    return found | {
+        f"muon_{stage}": ["optimizer=muon", f"zero.stage={stage}"] for stage in range(4)
+    }
 
 
 def test_a_step_that_goes_wrong_on_one_rank_changes_nothing_on_any(command: Command) -> None:
@@ -60,6 +62,10 @@ def test_a_step_that_goes_wrong_on_one_rank_changes_nothing_on_any(command: Comm
         words = [*SMALL, *RATE[:1], *STEPS, *ways()[name]]
         bench.add(f"{name}_loss", "skipped_step", *words, wrong=("1", "inf"))
         names.append(f"{name}_loss")
+    for name in ("fp32_0", "bf16_3", "muon_1", "muon_3"):  # one weight's, that Muon leaves to Adam
+        words = [*SMALL, *RATE[:1], *STEPS, *ways()[name]]
+        bench.add(f"{name}_weight", "skipped_step", *words, wrong=("1", "0"), weight=True)
+        names.append(f"{name}_weight")
     results: list[dict[str, Any]] = bench.run(2)
     for name, result in zip(names, results, strict=True):
         assert result["same"], name
