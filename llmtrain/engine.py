@@ -74,7 +74,7 @@ def build_engine(
     )
     undo_trial_step(engine)
     discard_bad_steps(engine, plan.grad_clip)
-    if config.optimizer.whole_gradients and plan.zero_stage and plan.offload_optimizer == "none":
+    if config.optimizer.whole_gradients and plan.zero_stage:
         look_before_muon(engine)
     if plan.zero_stage == 3:
         watch_weights(model)

@@ -14,7 +14,7 @@ Norms = dict[int, list["Tensor"]]  # id of a list of parameters -> norms of what
 
 
 def look_before_muon(engine: "DeepSpeedEngine") -> None:
-    """Let the engine's norm be that of all gradients; not for what is offloaded."""
+    """Let the engine's norm be that of all gradients. Muon's state is never offloaded."""
     optimizer = engine.optimizer
     norms: Norms = {}
     direct = optimizer.get_grad_norm_direct

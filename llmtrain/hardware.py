@@ -226,6 +226,7 @@ def all_gpus() -> list[Gpu]:
 def slices(gpus: list[Gpu]) -> list[Gpu]:
     """The MIG slices of some GPUs; their memory is a little less than their names say."""
     found: list[Gpu] = []
+    card: Gpu | None = None
     for line in nvidia_smi("-L").splitlines():
         if whole := re.match(r"GPU (\d+):", line):
             card = next((gpu for gpu in gpus if gpu.number == whole[1]), None)

@@ -45,8 +45,6 @@ def gradient_norm(run: Run) -> Any:
 
     A number, or a tensor on the device that nothing has waited for.
     """
-    if run.config.optimizer.whole_gradients and run.plan.offload_optimizer != "none":
-        return None  # DeepSpeed has put Muon's update in the gradient's place by then
     norm = run.engine.get_global_grad_norm()
     if norm is None:
         return None
