@@ -57,7 +57,7 @@ def limited(
 
 def test_memory_that_ends_early_halves_the_micro_batch_on_all_ranks(command: Command) -> None:
     words = [*WIDE, "hardware=cpux2", "train.global_batch=16", "zero.stage=0"]
-    ended = limited(command, 3200, *words, "train.micro_batch=8", "name=short")
+    ended = limited(command, 2700, *words, "train.micro_batch=8", "name=short")
     assert ended.returncode == 0, ended.stderr
     assert "Out of memory with micro_batch 8: again from step 0 with 4" in ended.stdout
     folder = RunFolder(command.only_run())
