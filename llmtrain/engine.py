@@ -138,6 +138,8 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
 
     from llmtrain.kernel import grouped_query, mixers, products
 
+    if plan.scan_kernel == "mamba-ssm":
+        load_mamba_ssm()
     # No pad_token_id: an embedding freezes the row of its padding, and this row ends documents.
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id"), vocabulary.eos_id)
     dtype = getattr(torch, plan.dtype_name)
@@ -151,8 +153,6 @@ def build_model(config: RunConfig, plan: Plan, vocabulary: "Vocabulary") -> "Pre
         products.install()
     if grouped_query.wants_repeats(plan.device, plan.dtype_name):
         grouped_query.repeating().start()
-    if plan.scan_kernel == "mamba-ssm":
-        load_mamba_ssm()
     recompute(model, plan.activation_checkpointing)
     model.name_or_path = config.model.address  # where an adapter says that its model lies
     model = config.adapter.put_on(model, adaptable(model))

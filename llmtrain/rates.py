@@ -97,7 +97,7 @@ def interpolated(curve: Curve, size: float) -> float:
 def rates_of(machine: Machine, cache: Path) -> Rates | None:
     """A GPU's from its datasheet, else measured where it is here; None where nothing is known.
 
-    What is measured suits a CPU: on a GPU operations so small take as long as their launch.
+    A known card's figures go first: what measures one has not been tried on any GPU.
     """
     known = datasheet(machine)
     if known is not None or not machine.is_here:

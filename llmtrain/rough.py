@@ -21,6 +21,7 @@ def rough_trace(config: "RunConfig", setting: Setting, doubt: str) -> Trace:
     num_trainable = config.adapter.num_trainable(facts)
     frozen = facts.num_parameters if config.adapter.freezes else 0
     gradients = width * num_trainable
+    frozen_bytes = frozen * (config.adapter.weight_bytes or width)
     weights = Weights(
         num_trainable=num_trainable,
         largest=min(num_trainable, facts.vocab_size * facts.width),
@@ -28,11 +29,11 @@ def rough_trace(config: "RunConfig", setting: Setting, doubt: str) -> Trace:
         num_tensors=10 * facts.num_layers,
         num_hidden=num_trainable,
         matrices=[],
-        frozen_bytes=frozen * (config.adapter.weight_bytes or width),
+        frozen_bytes=frozen_bytes,
         buffer_bytes=0.0,
         teacher_bytes=0.0,
         trained_sizes=[[num_trainable, 1]],
-        frozen_sizes=[[int(frozen * (config.adapter.weight_bytes or width)), 1]],
+        frozen_sizes=[[int(frozen_bytes), 1]],
     )
     peaks = dict.fromkeys(PHASES, (most, most + gradients))
     return Trace(1, weights, (Sample(1, 1, peaks, kept, []),), " ".join(doubt.split())[:200])

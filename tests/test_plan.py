@@ -42,6 +42,27 @@ def test_a_7b_model_on_eight_80_gib_gpus_partitions_instead(plan_of: Planner) ->
     assert plan.zero_stage >= 1
 
 
+def test_what_a_gpu_is_sent_is_pinned_on_the_host_in_powers_of_two(plan_of: Planner) -> None:
+    """Masters and gradients of 25.1 GiB take 32 each, their copies in bf16 16; states are not."""
+    offload = ("zero.stage=2", "zero.offload_optimizer=cpu", "optimizer=adamw")
+    plan = plan_of("model=llama_7b", "hardware=a800x1", *offload)
+    found = plan.memory["components"]
+    assert found["host master copies"] == found["host gradients"] == 32
+    assert 16 < found["host copies to send"] < 17  # and the largest weight's gradient
+    assert found["host optimizer states"] == pytest.approx(8 * plan.num_parameters / 2**30)
+
+
+def test_the_whole_model_has_to_fit_each_gpu_before_stage_3_partitions_it(plan_of: Planner) -> None:
+    words = ("model=llama_7b", "hardware=a800x8", "train.micro_batch=1", "zero.stage=3")
+    small = ("zero.offload_optimizer=cpu", "zero.offload_params=cpu", "hardware.memory_gib=12")
+    few = ("train.activation_checkpointing=full", "train.seq_len=512")
+    plan = plan_of(*words, *small, *few)
+    whole = 2 * plan.num_parameters / 2**30
+    assert plan.memory["moment"] == "building of the model"
+    assert plan.memory["components"]["weights"] == pytest.approx(whole, 0.01)
+    assert not plan.fits
+
+
 def test_a_model_that_does_not_fit_has_a_plan_that_says_what_it_lacks(plan_of: Planner) -> None:
     plan = plan_of("model=llama_7b", "hardware=t4x1")
     assert not plan.fits
